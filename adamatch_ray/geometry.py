@@ -1,0 +1,61 @@
+"""Where a pixel of the original X-ray lies on the square canvas the models see, and back (METHOD 1.1).
+
+The long side is scaled to the canvas, the short side centred and zero-padded. AdaMatch and the VQ-GAN share this one
+object, so a box found by one is the same place for the other and on the original image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Boxes = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Map between an image of `height` x `width` pixels and a square canvas of `canvas` pixels a side."""
+
+    height: int
+    width: int
+    canvas: int
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.canvas) < 1:
+            raise ValueError(f"image {self.height}x{self.width} on canvas {self.canvas}: every side needs a pixel")
+
+    @property
+    def inner_height(self) -> int:
+        """Rows of the canvas that the image covers."""
+        return max(1, round(self.height * self.canvas / max(self.height, self.width)))
+
+    @property
+    def inner_width(self) -> int:
+        """Columns of the canvas that the image covers."""
+        return max(1, round(self.width * self.canvas / max(self.height, self.width)))
+
+    @property
+    def top(self) -> int:
+        """Rows of padding above the image."""
+        return (self.canvas - self.inner_height) // 2
+
+    @property
+    def left(self) -> int:
+        """Columns of padding to the left of the image."""
+        return (self.canvas - self.inner_width) // 2
+
+    def to_canvas(self, boxes: Boxes) -> Boxes:
+        """Original-pixel boxes [..., 4] (xyxy) to unit canvas coordinates in [0, 1]."""
+        scale, shift = self._affine()
+        return (np.asarray(boxes, dtype=np.float64) * scale + shift) / self.canvas
+
+    def to_original(self, boxes: Boxes) -> Boxes:
+        """Unit canvas boxes [..., 4] (xyxy) to original pixels, clipped to the image."""
+        scale, shift = self._affine()
+        pixels = (np.asarray(boxes, dtype=np.float64) * self.canvas - shift) / scale
+        limit = np.array([self.width, self.height, self.width, self.height], dtype=np.float64)
+        return np.clip(pixels, 0.0, limit)
+
+    def _affine(self) -> tuple[Boxes, Boxes]:
+        sx, sy = self.inner_width / self.width, self.inner_height / self.height
+        return np.array([sx, sy, sx, sy]), np.array([self.left, self.top, self.left, self.top], dtype=np.float64)
