@@ -1,0 +1,238 @@
+"""Pyramid vision transformer (v1) with adaptive patches: the image encoder (METHOD 1.1)."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adamatch_ray.models.adapatch import EMBED_EPS, AdaPatch, PatchEmbed, cell_boxes
+
+BLOCK_EPS = 1e-6
+STAGES = 4
+
+
+@dataclass(frozen=True)
+class PVTConfig:
+    """Shape of the encoder. The defaults are PVT-medium with adaptive patches in stages 2 to 4."""
+
+    image_size: int = field(default=224, metadata={"help": "side of the square input, pixels"})
+    in_channels: int = field(default=3, metadata={"help": "channels of the input"})
+    patch_size: int = field(
+        default=4, metadata={"help": "side of a stage-1 patch, pixels; later stages halve the grid"}
+    )
+    dims: tuple[int, ...] = field(default=(64, 128, 320, 512), metadata={"help": "token width of each stage"})
+    depths: tuple[int, ...] = field(default=(3, 4, 18, 3), metadata={"help": "transformer blocks of each stage"})
+    heads: tuple[int, ...] = field(default=(1, 2, 5, 8), metadata={"help": "attention heads of each stage"})
+    reductions: tuple[int, ...] = field(
+        default=(8, 4, 2, 1), metadata={"help": "how much smaller a side of the key-value map is, per stage"}
+    )
+    mlp_ratios: tuple[float, ...] = field(
+        default=(8.0, 8.0, 4.0, 4.0), metadata={"help": "hidden width of the MLP over the token width, per stage"}
+    )
+    drop_path: float = field(default=0.1, metadata={"help": "stochastic depth of the last block, linear from 0"})
+    adapatch_stages: tuple[int, ...] = field(
+        default=(2, 3, 4), metadata={"help": "stages with adaptive patches; empty for the plain transformer"}
+    )
+    samples: int = field(default=3, metadata={"help": "points read along each side of an adaptive patch"})
+    num_classes: int = field(default=1000, metadata={"help": "outputs of the classification head, 0 for none"})
+
+    def __post_init__(self) -> None:
+        for name in ("dims", "depths", "heads", "reductions", "mlp_ratios"):
+            values = getattr(self, name)
+            if len(values) != STAGES or min(values) <= 0:
+                raise ValueError(f"{name} needs {STAGES} positive values, one a stage; got {values}")
+        if min(self.image_size, self.in_channels, self.patch_size) < 1 or self.num_classes < 0:
+            raise ValueError("image_size, in_channels and patch_size must be at least 1 and num_classes at least 0")
+        stride = self.patch_size * 2 ** (STAGES - 1)
+        if self.image_size % stride:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of {stride} (patch_size x 8)")
+        for stage in range(1, STAGES + 1):
+            self._check_stage(stage)
+        if set(self.adapatch_stages) - {2, 3, 4} or len(set(self.adapatch_stages)) != len(self.adapatch_stages):
+            raise ValueError(f"adapatch_stages must be some of 2, 3 and 4, each once; got {self.adapatch_stages}")
+        if self.samples < 2:
+            raise ValueError(f"samples must be at least 2 (points run from corner to corner); got {self.samples}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1); got {self.drop_path}")
+
+    def grid(self, stage: int) -> int:
+        """Patches a side in `stage` (1 to 4)."""
+        return self.image_size // (self.patch_size * 2 ** (stage - 1))
+
+    def _check_stage(self, stage: int) -> None:
+        dim, heads, reduction = self.dims[stage - 1], self.heads[stage - 1], self.reductions[stage - 1]
+        if dim % heads:
+            raise ValueError(f"stage {stage}: dim {dim} must be a multiple of its {heads} heads")
+        if self.grid(stage) % reduction:
+            raise ValueError(f"stage {stage}: grid {self.grid(stage)} must be a multiple of its reduction {reduction}")
+        if stage == STAGES and reduction != 1:
+            raise ValueError(f"stage {stage} holds the class token, so its reduction must be 1; got {reduction}")
+
+
+class StageOutput(NamedTuple):
+    """What one stage says about the image. Patches run row by row; boxes are xyxy in [0, 1] of the canvas."""
+
+    tokens_BPC: Tensor
+    """[B, P, C] after the stage's blocks, without the class token."""
+    boxes_BP4: Tensor
+    """[B, P, 4] fp32, where each patch was read: the predicted box, or the cell where the stage has no AdaPatch."""
+    fixed_boxes_P4: Tensor
+    """[P, 4] fp32, the cells of the stage's grid."""
+    local_tokens_BPC: Tensor
+    """[B, P, C] patch plus position embedding: nothing of the other patches of this stage has been mixed in yet."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values come from a map shrunk by `reduction` a side."""
+
+    def __init__(self, dim: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.reduce: nn.Module = nn.Identity()
+        if reduction > 1:
+            self.reduce = SpatialReduction(dim, reduction)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Tokens [B, T, C] to tokens [B, T, C]."""
+        q = self.q(x_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(self.reduce(x_BTC)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class SpatialReduction(nn.Module):
+    """Merge each `reduction` x `reduction` square of tokens into one."""
+
+    def __init__(self, dim: int, reduction: int) -> None:
+        super().__init__()
+        self.sr = nn.Conv2d(dim, dim, kernel_size=reduction, stride=reduction)
+        self.norm = nn.LayerNorm(dim, eps=EMBED_EPS)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Tokens [B, T, C] of a square map to [B, T / reduction^2, C]."""
+        return self.norm(self.sr(to_map(x_BTC)).flatten(2).transpose(1, 2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
+        self.attn = Attention(dim, heads, reduction)
+        self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Tokens [B, T, C] to tokens [B, T, C]."""
+        x_BTC = x_BTC + self.drop_path(self.attn(self.norm1(x_BTC)))
+        return x_BTC + self.drop_path(self.mlp(self.norm2(x_BTC)))
+
+
+class Stage(nn.Module):
+    """Patch embedding, position embedding and blocks. Stage 4 carries the class token as well."""
+
+    def __init__(self, config: PVTConfig, stage: int, drop_paths: list[float]) -> None:
+        super().__init__()
+        i = stage - 1
+        dim, self.grid = config.dims[i], config.grid(stage)
+        if stage in config.adapatch_stages:
+            self.patch_embed: nn.Module = AdaPatch(config.dims[i - 1], dim, config.samples)
+        elif stage == 1:
+            self.patch_embed = PatchEmbed(config.in_channels, dim, config.patch_size)
+        else:
+            self.patch_embed = PatchEmbed(config.dims[i - 1], dim, patch=2)
+        self.position = nn.Parameter(torch.empty(1, self.grid**2 + (stage == STAGES), dim))
+        trunc_normal_(self.position, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads[i], config.reductions[i], config.mlp_ratios[i], rate) for rate in drop_paths
+        )
+        self.blocks.apply(init_linear)
+        self.grad_checkpointing = False
+
+    def forward(self, x_BCHW: Tensor, cls_token: Tensor | None = None) -> tuple[StageOutput, Tensor | None]:
+        """Map [B, C, H, W] to the stage's output and, where a class token goes in, that token [B, C]."""
+        fixed = cell_boxes(self.grid, x_BCHW.device)
+        if isinstance(self.patch_embed, AdaPatch):
+            x, boxes = self.patch_embed(x_BCHW)
+            boxes = boxes.float()
+        else:
+            x, boxes = self.patch_embed(x_BCHW), fixed.expand(len(x_BCHW), -1, -1)
+        extra = 0 if cls_token is None else 1
+        local = x + self.position[:, extra:]
+        x = local
+        if cls_token is not None:
+            x = torch.cat([(cls_token + self.position[:, :1]).expand(len(x), -1, -1), local], dim=1)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+        return StageOutput(x[:, extra:], boxes, fixed, local), x[:, 0] if extra else None
+
+
+class PyramidVisionTransformer(nn.Module):
+    """Four stages of shrinking grids; a class token and a head on the last one (METHOD 1.1)."""
+
+    def __init__(self, config: PVTConfig) -> None:
+        super().__init__()
+        self.config = config
+        rates = torch.linspace(0, config.drop_path, sum(config.depths)).split(config.depths)
+        self.stages = nn.ModuleList(Stage(config, i + 1, rate.tolist()) for i, rate in enumerate(rates))
+        dim = config.dims[-1]
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        trunc_normal_(self.cls_token, std=0.02)
+        self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
+        self.head = nn.Linear(dim, config.num_classes) if config.num_classes else None
+        if self.head is not None:
+            init_linear(self.head)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Class logits [B, num_classes] of images [B, C, image_size, image_size]."""
+        if self.head is None:
+            raise ValueError("this encoder has no head: set num_classes, or call forward_stages for its patches")
+        cls_BC = self._run(image_BCHW, STAGES)[1]
+        return self.head(self.norm(cls_BC))
+
+    def forward_stages(self, image_BCHW: Tensor, last_stage: int = 3) -> list[StageOutput]:
+        """Outputs of stages 1 to `last_stage` (1 to 4); later stages are not run."""
+        if not 1 <= last_stage <= STAGES:
+            raise ValueError(f"last_stage must be 1 to {STAGES}; got {last_stage}")
+        return self._run(image_BCHW, last_stage)[0]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
+
+    def _run(self, image_BCHW: Tensor, last_stage: int) -> tuple[list[StageOutput], Tensor | None]:
+        size = (self.config.in_channels, self.config.image_size, self.config.image_size)
+        if image_BCHW.shape[1:] != size:
+            raise ValueError(
+                f"images are {tuple(image_BCHW.shape)}, the encoder takes [B, {size[0]}, {size[1]}, {size[2]}]"
+            )
+        outputs: list[StageOutput] = []
+        x, cls_BC = image_BCHW, None
+        for number, stage in enumerate(self.stages[:last_stage], start=1):
+            output, cls_BC = stage(x, self.cls_token if number == STAGES else None)
+            outputs.append(output)
+            x = to_map(output.tokens_BPC)
+        return outputs, cls_BC
+
+
+def to_map(tokens_BPC: Tensor) -> Tensor:
+    """Tokens [B, P, C] of a square grid as a map [B, C, H, H], without copying."""
+    side = round(tokens_BPC.shape[1] ** 0.5)
+    return tokens_BPC.transpose(1, 2).unflatten(-1, (side, side))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated-normal weight and zero bias where `module` is linear."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

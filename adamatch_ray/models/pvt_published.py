@@ -1,0 +1,100 @@
+"""Read published PVT (v1) and DPT weights into the encoder (METHOD 1.1, 1.2)."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adamatch_ray.models.pvt import STAGES, PyramidVisionTransformer
+
+_RENAMES = (
+    (re.compile(r"^pos_embed([1-4])$"), r"stages.\1.position"),
+    (re.compile(r"^block([1-4])\."), r"stages.\1.blocks."),
+    (re.compile(r"^patch_embed([1-4])\."), r"stages.\1.patch_embed."),
+    (re.compile(r"\.attn\.(sr|norm)\."), r".attn.reduce.\1."),
+    (re.compile(r"\.patch_embed\.patch_embed\."), ".patch_embed.predictor."),
+    (re.compile(r"\.offset_predictor\."), ".offsets."),
+    (re.compile(r"\.box_coder\.wh_bias$"), ".size_bias"),
+    (re.compile(r"\.output_proj\."), ".project."),
+)
+_STAGE = re.compile(r"^stages\.([1-4])\.")
+
+_CONSTANTS = re.compile(r"^patch_embed[2-4]\.(box_coder\.anchor|value_spatial_shapes|value_level_start_index)$")
+"""Buffers of a published adaptive file that follow from the image size: nine for three adaptive stages."""
+
+
+def load_published(
+    model: PyramidVisionTransformer, state_dict: Mapping[str, Tensor], *, drop_head: bool = False
+) -> None:
+    """Load weights under their published names into `model`, in place.
+
+    Position embeddings of another image size are interpolated. `drop_head` leaves the file's classification head out
+    and keeps the model's own as initialised. ValueError names every missing, unexpected or misshapen weight.
+    """
+    own = model.state_dict()
+    renamed = {_own_name(name): value for name, value in state_dict.items() if not _CONSTANTS.match(name)}
+    if drop_head:
+        renamed = {name: value for name, value in renamed.items() if not name.startswith("head.")}
+        renamed |= {name: value for name, value in own.items() if name.startswith("head.")}
+    for name in renamed.keys() & own.keys():
+        if name.endswith(".position"):
+            has_class_token = name == f"stages.{STAGES - 1}.position"
+            renamed[name] = resize_position(renamed[name], own[name].shape[1], int(has_class_token))
+    problems = _differences(own, renamed)
+    if problems:
+        raise ValueError(
+            "the weights do not fit this encoder (its configuration must be the file's; another number of classes "
+            "needs drop_head=True): " + "; ".join(problems)
+        )
+    model.load_state_dict(renamed)
+
+
+def load_published_file(path: str | Path) -> dict[str, Tensor]:
+    """Weights of a published .pth file, on the CPU. Nothing in the file is executed.
+
+    Takes a bare state dict or one kept under "model" or "state_dict".
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors; re-save its state dict alone with torch.save") from error
+    if isinstance(content, dict):
+        content = next((content[key] for key in ("model", "state_dict") if key in content), content)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} is not a state dict: expected names mapped to tensors")
+    return dict(content)
+
+
+def resize_position(position: Tensor, length: int, class_tokens: int = 0) -> Tensor:
+    """Position embedding [1, class_tokens + p^2, C] for `length` tokens, its square grid resized bicubically."""
+    if position.ndim != 3 or position.shape[1] == length:
+        return position
+    old, new = ((n - class_tokens) ** 0.5 for n in (position.shape[1], length))
+    if old != int(old) or new != int(new):
+        return position
+    grid = position[:, class_tokens:].transpose(1, 2).unflatten(-1, (int(old), int(old)))
+    grid = F.interpolate(grid.float(), size=(int(new), int(new)), mode="bicubic", align_corners=False)
+    return torch.cat([position[:, :class_tokens], grid.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
+
+
+def _own_name(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name)
+    return _STAGE.sub(lambda found: f"stages.{int(found[1]) - 1}.", name)
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    missing = sorted(own.keys() - given.keys())
+    unexpected = sorted(given.keys() - own.keys())
+    misshapen = [
+        f"{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & given.keys())
+        if own[name].shape != given[name].shape
+    ]
+    return [
+        f"{word} {names}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names
+    ] + misshapen
