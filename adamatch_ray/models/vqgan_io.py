@@ -1,0 +1,103 @@
+"""VQ-GAN files: published checkpoints in, our own model folders in and out, and a fingerprint of the weights."""
+
+import hashlib
+import json
+import pickle
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adamatch_ray.models.vqgan import VQGAN
+from adamatch_ray.models.vqgan_config import VQGANConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def load_checkpoint(path: str | Path, config: VQGANConfig) -> VQGAN:
+    """Read a published VQ-GAN (`.ckpt`, `.pt`, `.pth` or `.safetensors`), plain or inside a Lightning dictionary.
+
+    Entries `loss.*` (discriminator, perceptual network) are left out; any other name or shape that `config` does not
+    describe is a ValueError, and so is a file that cannot be read without running code from it.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} holds more than tensors, so it is not opened here. If you trust its origin, convert it once, "
+                f"in an environment you can throw away, with the line: {_conversion(path)}"
+            ) from error
+        state = content.get("state_dict", content)
+    return _filled(config, {name: value for name, value in state.items() if not name.startswith("loss.")}, path)
+
+
+def save_pretrained(model: VQGAN, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`, made if absent."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
+
+
+def load_pretrained(folder: str | Path) -> VQGAN:
+    """Read a folder that `save_pretrained` wrote; the model is in evaluation mode on the CPU."""
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: give the folder of a trained VQ-GAN")
+    values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+    unknown = sorted(set(values) - {item.name for item in fields(VQGANConfig)})
+    if unknown:
+        raise ValueError(f"{folder / CONFIG_FILE} has unknown fields {unknown}: it is not the file of a VQ-GAN")
+    values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
+    return _filled(VQGANConfig(**values), load_file(folder / WEIGHTS_FILE), folder).eval()
+
+
+def fingerprint(model: VQGAN) -> str:
+    """SHA-256 over names, types, shapes and bytes of the weights, the same on every device and memory layout."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _filled(config: VQGANConfig, state: dict[str, Tensor], path: Path) -> VQGAN:
+    with torch.device("meta"):
+        model = VQGAN(config)
+    expected = model.state_dict()
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{path} does not fit the VQGANConfig: {len(missing)} names missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}; set ch_mult, num_res_blocks and attn_resolutions as in its training"
+        )
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, the VQGANConfig says {tuple(value.shape)}; "
+                "set in_channels, ch, z_channels, codes and code_dim as in its training"
+            )
+    # float() as published files may be in half precision, whose codes differ
+    model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    model.quantize.embedding.weight.requires_grad_(model.quantize.learned)
+    return model
+
+
+def _conversion(path: Path) -> str:
+    target = path.with_suffix(".safetensors")
+    return (
+        'python -c "import torch, safetensors.torch as s; '
+        f"c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"s.save_file({{k: v.contiguous() for k, v in c['state_dict'].items() if not k.startswith('loss.')}}, "
+        f'{str(target)!r})"'
+    )
