@@ -1,0 +1,215 @@
+"""X-ray files to grayscale pixels, and pixels to the square canvas the models see (METHOD 1.1 and 7).
+
+The format is told by the bytes, never by the file name. A file is opened once and, where the format allows it, decoded
+at a fraction of its size: everything later reads the small canvas. EXIF orientation is ignored, so that coordinates
+stay those of the stored pixels.
+"""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from adamatch_ray.geometry import Geometry
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 200_000_000
+"""Largest image that is decoded; more is taken for a decompression bomb."""
+
+_DECODE_MARGIN = 1.4
+# A JPEG decoded to exactly the canvas is a plain block average; with this much to spare, the filter of `to_canvas`
+# still shapes the result, and it stays within 52 dB of resizing the full image.
+
+_MIN_LEVELS = 64
+# Pillow keeps the high byte of 16-bit colour; fewer levels than this in use means that the picture is in the low byte.
+
+_PNG_MAGIC, _JPEG_MAGIC, _DICOM_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DICM"
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+# What Pillow's readers raise on damaged input (SyntaxError is its word for a broken chunk).
+
+
+class BadImage(ValueError):
+    """A file that cannot be used as an X-ray; the message is the quarantine reason."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Gray `pixels` uint8 [H, W] of an image whose original is `height` x `width`; [H, W] may be smaller."""
+
+    pixels: Pixels
+    height: int
+    width: int
+
+
+def decode(data: bytes, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode a JPEG, PNG or DICOM file to gray.
+
+    With `max_side` a JPEG may come out smaller than it is, its long side at least `max_side`. Depths of 16 bits are
+    scaled linearly from the darkest to the brightest value in use; DICOM by its rescale and window, inverted where
+    MONOCHROME1. Transparent pixels become black.
+
+    Raises BadImage with the reason to record, or ValueError where a DICOM decoder is not installed.
+    """
+    if not data:
+        raise BadImage("zero-byte file")
+    if data.startswith(_JPEG_MAGIC):
+        return _decode_jpeg(data, max_side, max_pixels)
+    if data.startswith(_PNG_MAGIC):
+        return _decode_png(data, max_pixels)
+    if data[128:132] == _DICOM_MAGIC:
+        return _decode_dicom(data, max_pixels)
+    raise BadImage("not an image: text" if _looks_like_text(data) else "not a JPEG, PNG or DICOM file")
+
+
+def to_canvas(decoded: Decoded, canvas: int) -> Pixels:
+    """Image to uint8 [canvas, canvas], placed as `Geometry(height, width, canvas)` says, zero around it.
+
+    Large images are first averaged over whole blocks of pixels, then resampled with a Lanczos filter; images smaller
+    than the canvas are enlarged bilinearly.
+    """
+    geometry = Geometry(decoded.height, decoded.width, canvas)
+    size = (geometry.inner_width, geometry.inner_height)
+    image = Image.fromarray(decoded.pixels)
+    if max(decoded.pixels.shape) < canvas:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    else:
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    placed = np.zeros((canvas, canvas), dtype=np.uint8)
+    placed[geometry.top : geometry.top + size[1], geometry.left : geometry.left + size[0]] = np.asarray(image)
+    return placed
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Gray uint8 [H, W] as PNG; equal pixels give equal bytes."""
+    assert pixels.dtype == np.uint8 and pixels.ndim == 2, (pixels.dtype, pixels.shape)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=6)
+    return stream.getvalue()
+
+
+def decode_png(data: bytes) -> Pixels:
+    """The inverse of `encode_png`: uint8 [H, W]. Raises BadImage for anything but an 8-bit gray PNG."""
+    try:
+        with PngImageFile(io.BytesIO(data)) as image:
+            if image.mode != "L":
+                raise BadImage(f"stored image has mode {image.mode}, not 8-bit gray")
+            return np.array(image)
+    except BadImage:
+        raise
+    except _PIL_ERRORS as error:
+        raise BadImage("stored image is not a readable PNG") from error
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raise BadImage for an image without pixels or with more than `max_pixels`."""
+    if min(height, width) < 1:
+        raise BadImage("image has no pixels")
+    if height * width > max_pixels:
+        raise BadImage(f"image of {width}x{height} exceeds {max_pixels} pixels")
+
+
+def stretch(values: NDArray[np.generic], low: float, high: float) -> Pixels:
+    """Map [low, high] linearly to [0, 255], clipped; all zero where the range is empty."""
+    if high <= low:
+        return np.zeros(values.shape, dtype=np.uint8)
+    scaled = (values.astype(np.float32) - low) * (255.0 / (high - low))
+    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
+
+
+def _decode_jpeg(data: bytes, max_side: int | None, max_pixels: int) -> Decoded:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError as error:
+        raise BadImage("truncated or corrupt JPEG") from error
+    check_size(height, width, max_pixels)
+    if colorspace not in ("Gray", "YCbCr", "RGB"):
+        return Decoded(_jpeg_by_pillow(data, max_side), height, width)
+    # Only the long side is asked for: the decoder would otherwise keep both sides above their limits.
+    wanted = 0 if max_side is None else int(max_side * _DECODE_MARGIN)
+    limits = {"min_height": wanted} if height >= width else {"min_width": wanted}
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "GRAY", **limits)
+    except ValueError as error:
+        if "premature" in str(error).lower():
+            raise BadImage("truncated image") from error
+        # Strict decoding also refuses harmless oddities (bytes between markers); damage to the pixels fails again.
+        try:
+            pixels = simplejpeg.decode_jpeg(data, "GRAY", strict=False, **limits)
+        except ValueError as again:
+            raise BadImage("corrupt JPEG") from again
+    return Decoded(pixels[..., 0], height, width)
+
+
+def _jpeg_by_pillow(data: bytes, max_side: int | None) -> Pixels:
+    try:
+        with JpegImageFile(io.BytesIO(data)) as image:
+            if max_side is not None:
+                scale = max(1.0, max(image.size) / (max_side * _DECODE_MARGIN))
+                image.draft(None, (int(image.width / scale), int(image.height / scale)))
+            return np.asarray(image.convert("L"))
+    except _PIL_ERRORS as error:
+        raise BadImage("truncated image" if "truncated" in str(error) else "corrupt JPEG") from error
+
+
+def _decode_png(data: bytes, max_pixels: int) -> Decoded:
+    if len(data) < 26:
+        raise BadImage("truncated image")
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    check_size(height, width, max_pixels)
+    try:
+        with PngImageFile(io.BytesIO(data)) as image:
+            image.load()
+            pixels = _gray(image, deep=depth == 16 and colour != 0)
+    except BadImage:
+        raise
+    except _PIL_ERRORS as error:
+        truncated = b"IEND" not in data[-64:] or "truncated" in str(error)
+        raise BadImage("truncated image" if truncated else "corrupt PNG") from error
+    return Decoded(pixels, height, width)
+
+
+def _gray(image: Image.Image, deep: bool) -> Pixels:
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        return stretch(values, float(values.min()), float(values.max()))
+    if image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    gray = image.convert("L")
+    if deep:
+        levels = np.asarray(gray)
+        low, high = int(levels.min()), int(levels.max())
+        if high - low < _MIN_LEVELS:
+            raise BadImage("16-bit colour PNG uses too few levels: store it as 16-bit gray")
+        gray = Image.fromarray(stretch(levels, low, high))
+    if "A" in image.getbands():
+        black = Image.new("L", image.size)
+        black.paste(gray, mask=image.getchannel("A"))
+        gray = black
+    return np.asarray(gray)
+
+
+def _decode_dicom(data: bytes, max_pixels: int) -> Decoded:
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise ValueError("reading DICOM needs more packages: pip install 'adamatch-ray[dicom]'") from error
+    from adamatch_ray.data.dicom import read_dicom
+
+    pixels = read_dicom(data, max_pixels)
+    return Decoded(pixels, *pixels.shape)
+
+
+def _looks_like_text(data: bytes) -> bool:
+    try:
+        head = data[:512].decode("utf-8", errors="strict" if len(data) <= 512 else "ignore")
+    except UnicodeDecodeError:
+        return False
+    return bool(head) and all(letter.isprintable() or letter in "\t\r\n\f" for letter in head)

@@ -1,0 +1,181 @@
+"""The Indiana University chest X-ray collection (Open-i) in the three layouts people have (METHOD 7).
+
+    NLM     ecgen-radiology/<n>.xml, NLMCXR_png/<image id>.png
+    R2Gen   annotation.json, images/<id>/0.png
+    Kaggle  indiana_reports.csv, indiana_projections.csv, images/[images_normalized/]<filename>
+
+One report is one patient. The published 2,912 / 772 split of 3,684 was never listed, so NLM and Kaggle draw one of that
+size by subject: 79.05 % to train, 5 % of which is set aside as validate, the rest test. R2Gen keeps its own.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from adamatch_ray.data import reports, sources
+from adamatch_ray.data.sources import Exists, ListNames, OpenFile, Row
+
+_TRAIN = 2912 / (2912 + 772)
+FRACTIONS = (_TRAIN * 0.95, _TRAIN * 0.05, 1.0 - _TRAIN)
+"""Shares of train, validate and test."""
+
+_XML, _PNG, _PROJECTIONS = "ecgen-radiology", "NLMCXR_png", "indiana_projections.csv"
+_MISSING, _NO_IMAGE, _NO_TEXT = "image file is missing", "no image in the report", "no findings or impression"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The three ways in which files are reached."""
+
+    open: OpenFile
+    exists: Exists
+    names: ListNames
+
+
+def list_openi(
+    root: str,
+    projections: str | None = None,
+    seed: int = 0,
+    open_file: OpenFile = sources.open_file,
+    exists: Exists = sources.exists,
+    list_names: ListNames = sources.list_names,
+) -> Iterator[Row]:
+    """Yield one row of `schema.SOURCE` per image, and one for a report that has none.
+
+    Views come from `projections` (Kaggle's indiana_projections.csv), or from that file in `root` or its
+    kaggle_layout/. An unknown view is blank and accepted; a lateral one, a missing image file and a report without
+    findings and impression have a reason. Image folders are listed once; no file is looked up on its own.
+    Raises ValueError where `root` has none of the layouts, or `projections` is not there.
+    """
+    files = _Files(open_file, exists, list_names)
+    if projections and not exists(projections):
+        raise ValueError(f"no projections table at {projections}")
+    found = projections or next((path for path in _beside(root) if exists(path)), "")
+    views = _views(found, files) if found else {}
+    if exists(sources.join(root, _XML)):
+        return _nlm(root, views, seed, files)
+    if exists(sources.join(root, "annotation.json")):
+        return _r2gen(root, files)
+    if exists(sources.join(root, "indiana_reports.csv")):
+        return _kaggle(root, found, views, seed, files)
+    raise ValueError(f"{root} has neither {_XML}/ (NLM), annotation.json (R2Gen) nor indiana_reports.csv (Kaggle)")
+
+
+def image_key(name: str) -> str:
+    """The part that all forms of an image's name share: CXR1_1_IM-0001-4001, 1_IM-0001-4001.dcm.png, ..."""
+    stem = re.sub(r"(\.dcm)?(\.png|\.jpg)?$", "", name.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    stem = re.sub(r"^CXR", "", stem, flags=re.IGNORECASE)
+    return re.sub(r"^(\d+)_\d+_(?=IM)", r"\1_", stem)
+
+
+def _beside(root: str) -> list[str]:
+    return [sources.join(root, _PROJECTIONS), sources.join(root, "kaggle_layout", _PROJECTIONS)]
+
+
+def _views(path: str, files: _Files) -> dict[str, str]:
+    views = {}
+    for row in sources.read_csv(path, files.open):
+        if "filename" not in row or "projection" not in row:
+            raise ValueError(f"{path} has no column filename and projection; it has {', '.join(row)}")
+        views[image_key(row["filename"])] = row["projection"].strip()
+    return views
+
+
+def _nlm(root: str, views: dict[str, str], seed: int, files: _Files) -> Iterator[Row]:
+    stored = set(files.names(sources.join(root, _PNG)))
+    for name in sorted(files.names(sources.join(root, _XML)), key=_by_number):
+        if not name.endswith(".xml"):
+            continue
+        with files.open(sources.join(root, _XML, name)) as stream:
+            try:
+                report = ElementTree.parse(stream).getroot()
+            except ElementTree.ParseError:
+                number = name.removesuffix(".xml")
+                yield _study(f"CXR{number}", seed, "", "") | {"reason": "report is not readable XML"}
+                continue
+        identity = report.find("uId")
+        study = (identity.get("id") if identity is not None else None) or f"CXR{name.removesuffix('.xml')}"
+        row = _study(study, seed, _section(report, "FINDINGS"), _section(report, "IMPRESSION"))
+        images = [image for element in report.iter("parentImage") if (image := (element.get("id") or "").strip())]
+        if not images:
+            yield row | {"reason": _NO_IMAGE}
+        for image in dict.fromkeys(images):
+            path = sources.join(root, _PNG, f"{image}.png")
+            yield _image(row, image, views.get(image_key(image), ""), path, f"{image}.png" in stored)
+
+
+def _kaggle(root: str, projections: str, views: dict[str, str], seed: int, files: _Files) -> Iterator[Row]:
+    if not projections:
+        raise ValueError(f"no {_PROJECTIONS} in {root}; it names the images of each report")
+    images: dict[str, list[str]] = {}
+    for row in sources.read_csv(projections, files.open):
+        images.setdefault(row["uid"].strip(), []).append(row["filename"].strip())
+    folder = sources.join(root, "images")
+    stored = set(files.names(folder))
+    if "images_normalized" in stored:
+        folder = sources.join(folder, "images_normalized")
+        stored = set(files.names(folder))
+    for report in sources.read_csv(sources.join(root, "indiana_reports.csv"), files.open):
+        row = _study(f"CXR{report['uid'].strip()}", seed, report["findings"], report["impression"])
+        names = images.get(report["uid"].strip(), [])
+        if not names:
+            yield row | {"reason": _NO_IMAGE}
+        for name in names:
+            path = sources.join(folder, name)
+            yield _image(row, f"CXR{image_key(name)}", views[image_key(name)], path, name in stored)
+
+
+def _r2gen(root: str, files: _Files) -> Iterator[Row]:
+    with files.open(sources.join(root, "annotation.json")) as stream:
+        annotation = json.load(stream)
+    folder = sources.join(root, "images")
+    studies = set(files.names(folder))
+    for key, entries in annotation.items():
+        # The test split's key is four spaces in the file that is passed around.
+        split = sources.normalise_split(key) if key.strip() else "test"
+        for entry in entries:
+            study = entry["id"]
+            row = _study(study, 0, entry["report"], "") | {"subject_id": study.split("_")[0], "split": split or ""}
+            if split is None:
+                row["reason"] = f"{sources.UNKNOWN_SPLIT} {key[:16]}"
+            if not entry["image_path"]:
+                yield row | {"reason": row["reason"] or _NO_IMAGE}
+            # A study's folder is listed only if it is there: a copy with few images costs few requests.
+            stored = set(files.names(sources.join(folder, study))) if study in studies else set()
+            for image in entry["image_path"]:
+                number = image.rsplit("/", 1)[-1]
+                name = f"{study}_{number.rsplit('.', 1)[0]}"
+                yield _image(row, name, "", sources.join(folder, image), number in stored)
+
+
+def _study(study: str, seed: int, findings: str, impression: str) -> Row:
+    return sources.source_row(
+        study_id=study,
+        subject_id=study,
+        split=sources.subject_split(study, seed, FRACTIONS),
+        findings=findings.strip(),
+        impression=impression.strip(),
+        source="openi",
+        reason="" if reports.compose_report(findings, impression) else _NO_TEXT,
+    )
+
+
+def _image(row: Row, image: str, view: str, path: str, stored: bool) -> Row:
+    reason = row["reason"] or sources.view_problem(view, blank_is_frontal=True) or ("" if stored else _MISSING)
+    return row | {"dicom_id": image, "view_position": view, "image_path": path, "reason": reason}
+
+
+def _section(report: ElementTree.Element, label: str) -> str:
+    """Text of the last non-empty AbstractText of that label, that of elements inside it included."""
+    found = ""
+    for element in report.iter("AbstractText"):
+        if (element.get("Label") or "").strip().upper() == label:
+            found = " ".join("".join(element.itertext()).split()) or found
+    return found
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    digits = re.match(r"\d+", name)
+    return (int(digits.group()) if digits else 0, name)

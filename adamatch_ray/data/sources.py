@@ -1,0 +1,109 @@
+"""What every source of studies shares: rows of `schema.SOURCE`, splits by subject, files local or remote (METHOD 7)."""
+
+import csv
+import gzip
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from adamatch_ray.schema import SOURCE
+
+Row = dict[str, Any]
+OpenFile = Callable[[str], BinaryIO]
+Exists = Callable[[str], bool]
+ListNames = Callable[[str], list[str]]
+
+UNKNOWN_SPLIT = "unknown split"
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_FRONTAL = ("PA", "AP", "FRONTAL")
+
+
+def subject_split(subject_id: str, seed: int, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> str:
+    """train, validate or test, drawn from a hash of (seed, subject): all of a subject's studies fall together.
+
+    `fractions` are those of train, validate and test; they sum to 1. The draw needs no list of subjects, so more data
+    leaves the split of the old as it is.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1.0) > 1e-6:
+        raise ValueError(f"split fractions {fractions}: they must be at least 0 and sum to 1")
+    digest = hashlib.sha256(f"{seed}|{subject_id}".encode()).digest()
+    draw = int.from_bytes(digest[:8]) / 2.0**64
+    if draw < fractions[0]:
+        return "train"
+    return "validate" if draw < fractions[0] + fractions[1] else "test"
+
+
+def normalise_split(name: str) -> str | None:
+    """A data set's own word for a split as one of `schema.SPLITS`; None for a word that is none of them."""
+    return _SPLIT_NAMES.get(name.strip().lower())
+
+
+def view_problem(view: str, blank_is_frontal: bool) -> str:
+    """Why a view is no good for matching, or an empty string. Frontal is PA, AP (erect or supine) or "Frontal"."""
+    words = view.upper().replace("_", " ").split()
+    if not words:
+        return "" if blank_is_frontal else "view position is blank"
+    return "" if words[0] in _FRONTAL else f"view {' '.join(words)[:24]} is not frontal"
+
+
+def source_row(**values: Any) -> Row:
+    """A row with every column of `schema.SOURCE`: those given, empty strings, and no labels."""
+    row: Row = {name: None if name == "labels" else "" for name in SOURCE.names}
+    assert values.keys() <= row.keys(), values.keys() - row.keys()
+    return {**row, **values}
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL such as s3://bucket/key."""
+    return "://" in path
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a local path or a URL for reading bytes."""
+    if is_remote(path):
+        import fsspec
+
+        return cast(BinaryIO, fsspec.open(path, "rb").open())
+    return Path(path).open("rb")
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    if is_remote(path):
+        import fsspec
+
+        filesystem, inner = fsspec.url_to_fs(path)
+        return bool(filesystem.exists(inner))
+    return Path(path).exists()
+
+
+def list_names(folder: str) -> list[str]:
+    """Names (not paths) in a folder, sorted; none where there is no such folder. One request, whatever the size."""
+    if is_remote(folder):
+        import fsspec
+
+        filesystem, inner = fsspec.url_to_fs(folder)
+        if not filesystem.isdir(inner):
+            return []
+        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False))
+    return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
+
+
+def join(folder: str, *parts: str) -> str:
+    """Path of something in a folder, local or remote."""
+    return "/".join([folder.rstrip("/") if len(folder) > 1 else folder, *parts])
+
+
+def read_csv(path: str, opener: OpenFile = open_file) -> Iterator[dict[str, str]]:
+    """Rows of a CSV or CSV.GZ, streamed; missing cells are empty, undecodable bytes become U+FFFD."""
+    with opener(path) as raw:
+        plain = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
+        with io.TextIOWrapper(plain, encoding="utf-8-sig", errors="replace", newline="") as text:
+            for row in csv.DictReader(text, restval=""):
+                yield {key: value for key, value in row.items() if key is not None}
