@@ -139,9 +139,11 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Patch embedding, position embedding and blocks. Stage 4 carries the class token as well."""
 
-    def __init__(self, config: PVTConfig, stage: int, drop_paths: list[float]) -> None:
+    def __init__(self, config: PVTConfig, stage: int) -> None:
         super().__init__()
         i = stage - 1
+        before, blocks = sum(config.depths[:i]), config.depths[i]
+        drop_step = config.drop_path / max(1, sum(config.depths) - 1)
         dim, self.grid = config.dims[i], config.grid(stage)
         if stage in config.adapatch_stages:
             self.patch_embed: nn.Module = AdaPatch(config.dims[i - 1], dim, config.samples)
@@ -152,7 +154,8 @@ class Stage(nn.Module):
         self.position = nn.Parameter(torch.empty(1, self.grid**2 + (stage == STAGES), dim))
         trunc_normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(
-            Block(dim, config.heads[i], config.reductions[i], config.mlp_ratios[i], rate) for rate in drop_paths
+            Block(dim, config.heads[i], config.reductions[i], config.mlp_ratios[i], drop_step * block)
+            for block in range(before, before + blocks)
         )
         self.blocks.apply(init_linear)
         self.grad_checkpointing = False
@@ -181,8 +184,7 @@ class PyramidVisionTransformer(nn.Module):
     def __init__(self, config: PVTConfig) -> None:
         super().__init__()
         self.config = config
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).split(config.depths)
-        self.stages = nn.ModuleList(Stage(config, i + 1, rate.tolist()) for i, rate in enumerate(rates))
+        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(1, STAGES + 1))
         dim = config.dims[-1]
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         trunc_normal_(self.cls_token, std=0.02)

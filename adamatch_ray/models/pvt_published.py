@@ -70,14 +70,14 @@ def load_published_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def resize_position(position: Tensor, length: int, class_tokens: int = 0) -> Tensor:
-    """Position embedding [1, class_tokens + p^2, C] for `length` tokens, its square grid resized bicubically."""
+    """Position embedding [1, class_tokens + p^2, C] for `length` tokens, its square grid resized bilinearly."""
     if position.ndim != 3 or position.shape[1] == length:
         return position
     old, new = ((n - class_tokens) ** 0.5 for n in (position.shape[1], length))
     if old != int(old) or new != int(new):
         return position
     grid = position[:, class_tokens:].transpose(1, 2).unflatten(-1, (int(old), int(old)))
-    grid = F.interpolate(grid.float(), size=(int(new), int(new)), mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid.float(), size=(int(new), int(new)), mode="bilinear", align_corners=False)
     return torch.cat([position[:, :class_tokens], grid.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
 
 
