@@ -1,0 +1,209 @@
+"""Prompts, records and label masks of the instruction-tuned language model, both directions (section 3.2, eqs. 10-11).
+
+    preamble · ### Instruction: · Input: · Keyword: or Reference: · ### Response: · answer · ### End
+
+Blocks are separated by blank lines. The keys and the image tokens are put in as ids; report text is encoded so that a
+key spelled inside it stays plain text. A record longer than the context is refused and counted, never cut.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from transformers import PreTrainedTokenizerBase
+
+from adamatch_ray.models.llm_loss import IGNORE, PackedBatch
+from adamatch_ray.models.llm_tokens import INSTRUCTION_KEY, RESPONSE_KEY, TokenLayout
+
+CXR_TO_REPORT = "cxr_to_report"
+REPORT_TO_CXR = "report_to_cxr"
+
+PREAMBLE = "A task is set out below, together with the material it works on. Answer with what the task asks for."
+INSTRUCTIONS = {
+    CXR_TO_REPORT: (
+        "Write the radiology report of the chest X-ray given as image tokens. The keywords name what may be visible.",
+        "Describe this chest X-ray the way a radiologist would, guided by the listed keywords.",
+        "Read the image tokens of a frontal chest radiograph and dictate findings and impression.",
+        "Using the X-ray tokens and the keywords, compose the matching report.",
+        "What does this radiograph show? Reply with a full report; the keywords are hints.",
+    ),
+    REPORT_TO_CXR: (
+        "Draw the chest X-ray that this report describes, as image tokens. The reference shows similar regions.",
+        "Produce the image tokens of a frontal chest radiograph with exactly these findings.",
+        "Turn the report into its X-ray; the reference tokens come from regions with the same findings.",
+        "Given the report and the reference regions, generate the matching radiograph token by token.",
+        "Which X-ray would have led to this report? Reply with its image tokens.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class InstructionConfig:
+    """Limits of a record."""
+
+    keywords: int = field(default=15, metadata={"help": "most keywords in a prompt, best first"})
+    keypatch_tokens: int = field(default=64, metadata={"help": "most reference image tokens in a prompt, best first"})
+    max_report_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "0: an over-long report refuses its record. Above 0: a report given as INPUT keeps its first so "
+            "many tokens; a report that is the answer is never cut"
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the choice among paraphrases"})
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training record. `labels` is -100 up to `response_start`, then the ids of the answer and of `### End`."""
+
+    study_id: str
+    direction: str
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    response_start: int
+
+
+@dataclass(frozen=True)
+class Overlength:
+    """A record that was refused because it does not fit the context. Count these."""
+
+    study_id: str
+    direction: str
+    tokens: int
+    context: int
+
+    @property
+    def message(self) -> str:
+        """Both sides, for a log or an error."""
+        return f"{self.direction} record of {self.tokens} tokens exceeds the context of {self.context}"
+
+
+class InstructionBuilder:
+    """Makes prompts and records for one tokenizer and layout. Holds nothing that changes."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, config: InstructionConfig | None = None
+    ) -> None:
+        if len(tokenizer) != layout.text_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} entries, the model expects {layout.text_size}: "
+                "load both from the same folder"
+            )
+        self.layout = layout
+        self.config = config or InstructionConfig()
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self._response = [*self._text("\n\n"), vocabulary[RESPONSE_KEY]]
+        self._end = [*self._text("\n\n"), layout.end_id]
+        heads = {}
+        for direction, wordings in INSTRUCTIONS.items():
+            for index, wording in enumerate(wordings):
+                task = self._text(f"\n{wording}\n\nInput:\n")
+                heads[direction, index] = [*self._text(f"{PREAMBLE}\n\n"), vocabulary[INSTRUCTION_KEY], *task]
+        self._heads = heads
+
+    def report_prompt(self, image_codes: ArrayLike, keywords: Sequence[str], paraphrase: int = 0) -> list[int]:
+        """Ids that ask for the report of h·w codes, up to and with `### Response:`. ValueError for foreign codes."""
+        listed = ", ".join(keyword.strip() for keyword in keywords[: self.config.keywords])
+        return [
+            *self._heads[CXR_TO_REPORT, paraphrase],
+            *self.layout.encode_whole_image(image_codes),
+            *self._text(f"\n\nKeyword:\n{listed}"),
+            *self._response,
+        ]
+
+    def image_prompt(self, report: str, keypatch_codes: ArrayLike, paraphrase: int = 0) -> list[int]:
+        """Ids that ask for the X-ray of a report; keypatch codes come in order of similarity, any number of them."""
+        text = self._text(report.strip())
+        limit = self.config.max_report_tokens
+        reference = self.layout.encode_image(keypatch_codes)[: self.config.keypatch_tokens]
+        return [
+            *self._heads[REPORT_TO_CXR, paraphrase],
+            *(text[:limit] if limit else text),
+            *self._text("\n\nReference:\n"),
+            *reference,
+            *self._response,
+        ]
+
+    def report_example(
+        self, study_id: str, epoch: int, image_codes: ArrayLike, keywords: Sequence[str], report: str
+    ) -> Example | Overlength:
+        """Record image and keywords → report."""
+        prompt = self.report_prompt(image_codes, keywords, self.paraphrase(study_id, epoch, CXR_TO_REPORT))
+        return self._record(study_id, CXR_TO_REPORT, prompt, self._text(report.strip()))
+
+    def image_example(
+        self, study_id: str, epoch: int, report: str, keypatch_codes: ArrayLike, image_codes: ArrayLike
+    ) -> Example | Overlength:
+        """Record report and keypatches → image."""
+        prompt = self.image_prompt(report, keypatch_codes, self.paraphrase(study_id, epoch, REPORT_TO_CXR))
+        return self._record(study_id, REPORT_TO_CXR, prompt, self.layout.encode_whole_image(image_codes))
+
+    def paraphrase(self, study_id: str, epoch: int, direction: str) -> int:
+        """Which wording a study gets in an epoch: a hash, so workers agree and a resumed run repeats it."""
+        key = f"{self.config.seed}/{epoch}/{direction}/{study_id}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % len(INSTRUCTIONS[direction])
+
+    def _record(self, study_id: str, direction: str, prompt: list[int], answer: list[int]) -> Example | Overlength:
+        ids = np.array([*prompt, *answer, *self._end], dtype=np.int32)
+        if len(ids) > self.layout.context:
+            return Overlength(study_id, direction, len(ids), self.layout.context)
+        labels = ids.copy()
+        labels[: len(prompt)] = IGNORE
+        return Example(study_id, direction, ids, labels, len(prompt))
+
+    def _text(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return list(ids)
+
+
+def instruction_texts() -> list[str]:
+    """Every fixed wording of a prompt: add them to a tokenizer's training texts, so that prompts stay short."""
+    fixed = [PREAMBLE, "Input:", "Keyword:", "Reference:"]
+    return fixed + [wording for wordings in INSTRUCTIONS.values() for wording in wordings]
+
+
+def pack(examples: Sequence[Example], context: int, pad_id: int = 0) -> PackedBatch:
+    """Lay records into as few rows of at most `context` tokens as first-fit-decreasing finds; same input, same rows.
+
+    Positions restart with each record; with `packed_attention_mask` no record sees another. ValueError if one record
+    is longer than a row or there is none.
+    """
+    if not examples:
+        raise ValueError("nothing to pack: every record of this batch was refused; raise the context or cut reports")
+    longest = max(len(example.input_ids) for example in examples)
+    if longest > context:
+        raise ValueError(f"a record of {longest} tokens does not fit rows of {context}: build it for this context")
+    rows: list[list[Example]] = []
+    used: list[int] = []
+    for example in sorted(examples, key=lambda e: -len(e.input_ids)):
+        size = len(example.input_ids)
+        row = next((index for index, filled in enumerate(used) if filled + size <= context), len(rows))
+        if row == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[row].append(example)
+        used[row] += size
+    return _fill(rows, max(used), pad_id)
+
+
+def _fill(rows: list[list[Example]], width: int, pad_id: int) -> PackedBatch:
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    labels = np.full_like(ids, IGNORE)
+    positions, segments = np.zeros_like(ids), np.zeros_like(ids)
+    for r, row in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(row, start=1):
+            stop = start + len(example.input_ids)
+            ids[r, start:stop], labels[r, start:stop] = example.input_ids, example.labels
+            # The row's token before a record must not be asked to predict the record's first one.
+            labels[r, start] = IGNORE
+            positions[r, start:stop], segments[r, start:stop] = np.arange(stop - start), segment
+            start = stop
+        # Padding counts on: a restart would read as one more record.
+        positions[r, start:] = np.arange(positions[r, start - 1] + 1, positions[r, start - 1] + 1 + width - start)
+    return PackedBatch(*(torch.from_numpy(array) for array in (ids, labels, positions, segments)))

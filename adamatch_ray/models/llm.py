@@ -1,0 +1,192 @@
+"""The language model of AdaMatch-Cyclic: any causal LM whose vocabulary also has one row per VQ-GAN code (section 3.2).
+
+Rows are tokenizer length + codes, always: 50,281 + 1,024 = 51,305 for dolly-v2-3b. A checkpoint often has more rows
+than its tokenizer has entries (padding to a round number); those rows were never trained, the first image codes take
+their place, and every image row starts from the same distribution, whether it was padding before or is new.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPTNeoXConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from adamatch_ray.models.llm_tokens import KEYS, TokenLayout, make_layout
+
+MOST_PADDED_ROWS = 1024
+"""Rows beyond the tokenizer that can pass for padding; with more, model and tokenizer were not made for each other."""
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """Which language model is tuned. The sizes count only where `name_or_path` is empty."""
+
+    name_or_path: str = field(
+        default="", metadata={"help": "hub name or folder of a causal LM (databricks/dolly-v2-3b); empty: from scratch"}
+    )
+    hidden_size: int = field(default=192, metadata={"help": "width of a model made from scratch"})
+    layers: int = field(default=4, metadata={"help": "layers of a model made from scratch"})
+    heads: int = field(default=3, metadata={"help": "attention heads of a model made from scratch"})
+    context: int = field(default=1024, metadata={"help": "longest prompt and answer, in tokens, of such a model"})
+    vocab_size: int = field(default=2048, metadata={"help": "entries of the tokenizer trained for such a model"})
+    image_codes: int = field(default=1024, metadata={"help": "codes of the VQ-GAN's quantizer"})
+    image_grid: tuple[int, int] = field(default=(16, 16), metadata={"help": "rows and columns of an image's tokens"})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights' dtype"})
+    attention: Literal["sdpa", "eager"] = field(default="sdpa", metadata={"help": "attention implementation"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the backward"})
+    seed: int = field(default=0, metadata={"help": "seed of the new rows, and of all weights made from scratch"})
+
+
+class LoadedLLM(NamedTuple):
+    """What `save_llm` wrote: model, its tokenizer, and which id means what."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: TokenLayout
+
+
+def build_llm(
+    config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int, quantizer: str = ""
+) -> PreTrainedModel:
+    """A causal LM of len(tokenizer) + codes rows; `codes` and `quantizer` (fingerprint) are those of the VQ-GAN.
+
+    ValueError, naming both sides, if the VQ-GAN is not the configured one or the tokenizer does not fit the checkpoint.
+    """
+    if codes != config.image_codes:
+        raise ValueError(f"the VQ-GAN has {codes} codes, llm.image_codes says {config.image_codes}: make them equal")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = _pretrained(config, tokenizer) if config.name_or_path else _from_scratch(config, tokenizer)
+    known = getattr(model.config, "quantizer", "")
+    if known and quantizer and known != quantizer:
+        raise ValueError(f"{config.name_or_path} was tuned on VQ-GAN {known}, the token cache is of {quantizer}")
+    model.config.image_codes = codes
+    model.config.image_grid = list(config.image_grid)
+    model.config.quantizer = quantizer or known
+    layout = layout_of(model, tokenizer)
+    model.config.eos_token_id, model.config.pad_token_id = layout.end_id, layout.pad_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=layout.end_id, pad_token_id=layout.pad_id, do_sample=True, top_p=0.92, max_new_tokens=512
+    )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.eval()
+
+
+def layout_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TokenLayout:
+    """Layout of a model that `build_llm` made. ValueError if its rows are not tokenizer length + image codes."""
+    codes = getattr(model.config, "image_codes", None)
+    if codes is None:
+        raise ValueError("this language model has no image tokens: make it with build_llm, or point to a tuned one")
+    rows = _weight(model.get_input_embeddings()).shape[0]
+    if rows != len(tokenizer) + codes:
+        raise ValueError(f"the model has {rows} rows, its tokenizer {len(tokenizer)} entries and the VQ-GAN {codes}")
+    rows_columns = model.config.image_grid
+    grid = (int(rows_columns[0]), int(rows_columns[1]))
+    context = int(model.config.max_position_embeddings)
+    return make_layout(tokenizer, codes, grid, context, quantizer=getattr(model.config, "quantizer", ""))
+
+
+def save_llm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write safetensors, configuration, generation settings, tokenizer and model card, the Hugging Face way.
+
+    `AutoModelForCausalLM` and `AutoTokenizer` load the folder without this package.
+    """
+    layout = layout_of(model, tokenizer)
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (Path(folder) / "README.md").write_text(_model_card(model, layout), encoding="utf-8")
+
+
+def load_llm(folder: str | Path, dtype: str = "auto", attention: str = "sdpa") -> LoadedLLM:
+    """Read what `save_llm` wrote, in evaluation mode. `dtype` "auto" keeps the file's; CPUs want "float32"."""
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    return LoadedLLM(model, tokenizer, layout_of(model, tokenizer))
+
+
+def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    shape = GPTNeoXConfig(
+        vocab_size=len(tokenizer) + config.image_codes,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=config.context,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    return AutoModelForCausalLM.from_config(shape, dtype=config.dtype, attn_implementation=config.attention)
+
+
+def _pretrained(config: LLMConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(
+        config.name_or_path, dtype=config.dtype, attn_implementation=config.attention
+    )
+    tuned_on = getattr(model.config, "image_codes", None)
+    if tuned_on is None:
+        extend_vocabulary(model, tokenizer, config.image_codes)
+    elif tuned_on != config.image_codes:
+        raise ValueError(
+            f"{config.name_or_path} was tuned on {tuned_on} image codes, the VQ-GAN has {config.image_codes}"
+        )
+    return model
+
+
+def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
+    """Give a text-only model exactly len(tokenizer) + codes rows, in place; rows from len(tokenizer) on start afresh.
+
+    Draws from the global generator. ValueError if the tokenizer does not fit the checkpoint. A key that
+    `prepare_tokenizer` added may take one of the checkpoint's padded rows, or be a new row; it is trained either way.
+    """
+    rows, text = _weight(model.get_input_embeddings()).shape[0], len(tokenizer)
+    strangers = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in KEYS]
+    if strangers or rows - text > MOST_PADDED_ROWS:
+        raise ValueError(
+            f"the tokenizer has {text} entries, the checkpoint {rows} rows: they do not belong together; "
+            "load both from the same name or folder"
+        )
+    model.resize_token_embeddings(text + codes, mean_resizing=False)
+    spread = float(getattr(model.config, "initializer_range", 0.02))
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    with torch.no_grad():
+        for weight in {_weight(end) for end in ends}:
+            weight[text:].normal_(mean=0.0, std=spread)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _model_card(model: PreTrainedModel, layout: TokenLayout) -> str:
+    rows, columns = layout.image_grid
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [chest-x-ray, report-generation, research-only]
+---
+# Chest X-ray and report language model (AdaMatch-Cyclic)
+
+**Research use only.** Not a medical device; not for diagnosis, triage or any other clinical decision. Whoever shares
+these weights must respect the licence of the base model and the data-use agreement of the reports it was tuned on.
+
+- Architecture: `{type(model).__name__}`, {sum(p.numel() for p in model.parameters()):,} parameters.
+- Vocabulary: ids 0-{layout.text_size - 1} are the tokenizer's; id {layout.image_start} + c is code c of a VQ-GAN with
+  {layout.image_codes} codes (fingerprint `{layout.quantizer or "unknown"}`). Image ids have no spelling.
+- An image is {rows} x {columns} = {layout.image_tokens} codes in raster order.
+- X-ray to report: give the image ids and keywords; sample (top-p 0.92) over text ids until `### End`.
+- Report to X-ray: restrict the logits to ids {layout.image_start}-{layout.vocab_size - 1} for exactly
+  {layout.image_tokens} steps, subtract {layout.image_start}, decode with that VQ-GAN.
+
+Generated reports and images can be wrong in ways that look right.
+"""

@@ -1,0 +1,124 @@
+"""The loss of AdaMatch-Cyclic's language model, eqs. 10 and 11: cross-entropy on the tokens of the response only.
+
+Hidden states are picked at the response's positions before they meet the head, and the head is applied to a part of
+them at a time, so the [positions, vocabulary] logits never exist as a whole. Equal to the full computation.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+IGNORE = -100
+"""Label of a position that is not part of a response."""
+
+_LARGEST_CHUNK = 1024
+_SMALLEST_CHUNK = 32
+
+
+class PackedBatch(NamedTuple):
+    """Records laid one after another in rows [R, T], int64 each. `segment_ids` count records from 1; 0 is padding."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segment_ids: Tensor
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on `device`."""
+        return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class ResponseLoss(NamedTuple):
+    """`mean` over response tokens is what one worker minimises; `total` and `tokens` let workers average exactly."""
+
+    mean: Tensor
+    total: Tensor
+    tokens: int
+
+
+def packed_attention_mask(segment_ids: Tensor) -> Tensor:
+    """Which token may look at which, bool [R, 1, T, T]: earlier ones of its own record. Padding sees padding only."""
+    length = segment_ids.shape[1]
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    return same & causal
+
+
+def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
+    """Cross-entropy on response tokens (eqs. 10-11) for any causal language model of transformers.
+
+    Logits of at most an eighth of the positions (or `_SMALLEST_CHUNK`) exist at a time; the backward pass makes them
+    again. ValueError if no token of the batch is a response, or if the model bends its logits after the head.
+    """
+    head = _plain_head(model)
+    hidden_RTH = model.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=_model_mask(model, batch.segment_ids),
+        use_cache=False,
+    ).last_hidden_state
+    targets = batch.labels[:, 1:]
+    keep = targets != IGNORE
+    hidden, target = hidden_RTH[:, :-1][keep], targets[keep]
+    if target.numel() == 0:
+        raise ValueError("no token of this batch is a response token: check the labels of its examples")
+    rows = max(_SMALLEST_CHUNK, min(_LARGEST_CHUNK, batch.labels.numel() // 8))
+    parts = [_chunk_loss(head, h, t) for h, t in zip(hidden.split(rows), target.split(rows), strict=True)]
+    total = torch.stack(parts).sum()
+    return ResponseLoss(mean=total / target.numel(), total=total, tokens=target.numel())
+
+
+class ResponseLossModel(nn.Module):
+    """A language model whose forward is its loss, for wrappers (DDP, DeepSpeed) that act on `forward` only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch) -> ResponseLoss:
+        """See `response_loss`."""
+        return response_loss(self.model, batch)
+
+
+def _chunk_loss(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
+    def summed(h: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(head(h).float(), t, reduction="sum")
+
+    if torch.is_grad_enabled():
+        loss = checkpoint(summed, hidden, target, use_reentrant=False)
+        assert isinstance(loss, Tensor)
+        return loss
+    return summed(hidden, target)
+
+
+def _plain_head(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        raise ValueError(f"{type(model).__name__} has no language-model head: load it with AutoModelForCausalLM")
+    bends = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1}
+    for name, neutral in bends.items():
+        value = getattr(model.config, name, None)
+        if value is not None and value != neutral:
+            raise ValueError(f"{type(model).__name__} applies {name}={value} after its head: choose another model")
+    return head
+
+
+def _model_mask(model: PreTrainedModel, segment_ids: Tensor) -> Tensor | None:
+    """The mask in the form the model's attention wants; None (plain causal, fastest) where each row is one record.
+
+    Padding is always on the right, so without a mask no record sees it either.
+    """
+    if int(segment_ids.max()) <= 1:
+        return None
+    kind = model.config._attn_implementation
+    mask = packed_attention_mask(segment_ids)
+    if kind == "sdpa":
+        return mask
+    if kind == "eager":
+        zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+        return torch.where(mask, zero, torch.finfo(model.dtype).min)
+    raise ValueError(f"packed records need attention 'sdpa' or 'eager', the model uses {kind!r}")
