@@ -1,0 +1,192 @@
+"""Patch-word similarity of every image with every text, in both directions (METHOD 1.4, eqs. 5-6).
+
+    image_to_text[i, j] = mean over patches p of  max over words n of   patch[i, p] . word[j, n]      (5)
+    text_to_image[j, i] = mean over words n of    max over patches p of patch[i, p] . word[j, n]      (6)
+
+Both come from one pass over the products, which are never stored: what the backward pass needs is where each maximum
+was, one byte each. Padding is dropped before the multiplication, so it can neither win a maximum nor cost time.
+"""
+
+import functools
+import logging
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adamatch_ray.ops import native, ragged
+from adamatch_ray.ops.ragged import Result, Side
+
+Backend = Literal["auto", "native", "torch", "triton", "naive"]
+
+logger = logging.getLogger(__name__)
+
+
+class LateInteraction(NamedTuple):
+    """Scores of every image with every text: eq. 5 as [I images, J texts], eq. 6 as [J texts, I images]."""
+
+    image_to_text_IJ: Tensor
+    text_to_image_JI: Tensor
+
+
+class Matches(NamedTuple):
+    """Within each image-report pair, where every word and every patch finds its best counterpart.
+
+    Padding words and patches have index -1 and score -inf.
+    """
+
+    word_patch_BN: Tensor
+    word_score_BN: Tensor
+    patch_word_BP: Tensor
+    patch_score_BP: Tensor
+
+
+def late_interaction(
+    patch_IPD: Tensor,
+    word_JND: Tensor,
+    word_mask_JN: Tensor,
+    patch_mask_IP: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> LateInteraction:
+    """Eqs. 5-6 for I images and J texts (I and J may differ), differentiable once in patches and words.
+
+    Masks are bool, True where valid. Scores are fp32 (fp64 for fp64 inputs) and sums are too, whatever the inputs'
+    precision and autocast; gradients come back in the inputs' dtype. Of equal products the first index wins and gets
+    the gradient. Without gradients nothing but the scores is kept.
+
+    `backend`: `native` (C++, fp32 on a CPU), `triton` (CUDA), `torch` (anywhere, by blocks), `naive` (stores all
+    products; for checks), `auto` the fastest that can run. Raises `ValueError` for shapes that do not fit, an image
+    or text without a valid row, and a backend that cannot take these tensors; `native.NativeUnavailable` if `native`
+    is asked for by name and cannot be compiled.
+    """
+    _check(patch_IPD, word_JND, word_mask_JN, patch_mask_IP)
+    with torch.autocast(patch_IPD.device.type, enabled=False):
+        if backend == "naive":
+            return naive(patch_IPD, word_JND, word_mask_JN, patch_mask_IP)
+        module = _backend(backend, patch_IPD)
+        if torch.is_grad_enabled() and (patch_IPD.requires_grad or word_JND.requires_grad):
+            scores = _LateInteraction.apply(patch_IPD, word_JND, word_mask_JN, patch_mask_IP, module)
+            return LateInteraction(*scores)
+        images = ragged.ragged(patch_IPD, patch_mask_IP, "patch")
+        texts = ragged.ragged(word_JND, word_mask_JN, "word")
+        result: Result = module.forward(images, texts, keep=False)
+        return LateInteraction(result.image_to_text_IJ, result.text_to_image_JI)
+
+
+def naive(
+    patch_IPD: Tensor, word_JND: Tensor, word_mask_JN: Tensor, patch_mask_IP: Tensor | None = None
+) -> LateInteraction:
+    """Eqs. 5-6 as written, all I x J x P x N products stored and differentiated by autograd. The reference."""
+    _check(patch_IPD, word_JND, word_mask_JN, patch_mask_IP)
+    ragged.ragged(word_JND, word_mask_JN, "word")
+    dtype = torch.promote_types(patch_IPD.dtype, torch.float32)
+    score_IJPN = torch.einsum("ipd,jnd->ijpn", patch_IPD.to(dtype), word_JND.to(dtype))
+    padding = ~word_mask_JN[None, :, None, :]
+    if patch_mask_IP is None:
+        patch_mask_IP = patch_IPD.new_ones(patch_IPD.shape[:2], dtype=torch.bool)
+    else:
+        ragged.ragged(patch_IPD, patch_mask_IP, "patch")
+        padding = padding | ~patch_mask_IP[:, None, :, None]
+    score_IJPN = score_IJPN.masked_fill(padding, -torch.inf)
+    patch_IJP, word_IJN = score_IJPN.max(3).values, score_IJPN.max(2).values
+    patch_IJP = patch_IJP.masked_fill(~patch_mask_IP[:, None], 0.0)
+    word_IJN = word_IJN.masked_fill(~word_mask_JN[None], 0.0)
+    image_to_text = patch_IJP.sum(2) / patch_mask_IP.sum(1)[:, None]
+    text_to_image = word_IJN.sum(2) / word_mask_JN.sum(1)
+    return LateInteraction(image_to_text, text_to_image.T)
+
+
+@torch.no_grad()
+def matched_pairs(
+    patch_BPD: Tensor, word_BND: Tensor, word_mask_BN: Tensor, patch_mask_BP: Tensor | None = None
+) -> Matches:
+    """Image b against report b only: the explanation behind a score, not differentiable. Ties as in eqs. 5-6.
+
+    Indices count positions in the given tensors, padding included. Takes B x P x N floats of memory.
+    """
+    _check(patch_BPD, word_BND, word_mask_BN, patch_mask_BP)
+    if len(patch_BPD) != len(word_BND):
+        raise ValueError(f"pairs need as many images as reports, got {len(patch_BPD)} and {len(word_BND)}")
+    if patch_mask_BP is None:
+        patch_mask_BP = patch_BPD.new_ones(patch_BPD.shape[:2], dtype=torch.bool)
+    dtype = torch.promote_types(patch_BPD.dtype, torch.float32)
+    with torch.autocast(patch_BPD.device.type, enabled=False):
+        score_BPN = patch_BPD.to(dtype) @ word_BND.to(dtype).mT
+    valid_BPN = patch_mask_BP[:, :, None] & word_mask_BN[:, None, :]
+    score_BPN.masked_fill_(~valid_BPN, -torch.inf)
+    patch, word = score_BPN.max(1), score_BPN.max(2)
+    no_patch, no_word = ~valid_BPN.any(1), ~valid_BPN.any(2)
+    return Matches(
+        patch.indices.masked_fill(no_patch, -1), patch.values, word.indices.masked_fill(no_word, -1), word.values
+    )
+
+
+class _LateInteraction(torch.autograd.Function):
+    """Keeps the inputs and one small index for each maximum; `module` computes both passes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, patch_IPD: Tensor, word_JND: Tensor, word_mask: Tensor, patch_mask: Tensor | None, module: ModuleType
+    ) -> tuple[Tensor, Tensor]:
+        images = ragged.ragged(patch_IPD, patch_mask, "patch")
+        texts = ragged.ragged(word_JND, word_mask, "word")
+        result: Result = module.forward(images, texts, keep=True)
+        rows = (images.rows, images.start, texts.rows, texts.start)
+        ctx.save_for_backward(patch_IPD, word_JND, result.word_of_patch, result.patch_of_word, *rows)
+        ctx.module = module
+        return result.image_to_text_IJ, result.text_to_image_JI
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_IJ: Tensor, grad_JI: Tensor) -> tuple[Tensor | None, ...]:
+        patch, word, word_of_patch, patch_of_word, patch_rows, patch_start, word_rows, word_start = ctx.saved_tensors
+        images = Side(ragged.matrix(patch), patch_rows, patch_start)
+        texts = Side(ragged.matrix(word), word_rows, word_start)
+        kept = Result(grad_IJ, grad_JI, word_of_patch, patch_of_word)
+        with torch.autocast(patch.device.type, enabled=False):
+            grad_patch, grad_word = ctx.module.backward(images, texts, kept, grad_IJ, grad_JI)
+        return grad_patch.view_as(patch).to(patch.dtype), grad_word.view_as(word).to(word.dtype), None, None, None
+
+
+def _check(patch: Tensor, word: Tensor, word_mask: Tensor, patch_mask: Tensor | None) -> None:
+    if patch.ndim != 3 or word.ndim != 3 or patch.shape[2] != word.shape[2]:
+        shapes = f"{tuple(patch.shape)} and {tuple(word.shape)}"
+        raise ValueError(f"patches [I, P, D] and words [J, N, D] need three dimensions and one D, got {shapes}")
+    if patch.dtype != word.dtype and torch.float64 in (patch.dtype, word.dtype):
+        raise ValueError(f"patches are {patch.dtype} and words {word.dtype}: give both in one precision")
+    if not (patch.is_floating_point() and word.is_floating_point()) or patch.device != word.device:
+        raise ValueError("patches and words must be floating point and on one device")
+    for mask, side, name in ((word_mask, word, "word_mask_JN"), (patch_mask, patch, "patch_mask_IP")):
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != side.shape[:2]):
+            wanted = tuple(side.shape[:2])
+            raise ValueError(f"{name} must be bool {wanted}, True where valid, got {mask.dtype} {tuple(mask.shape)}")
+
+
+def _backend(backend: Backend, patch: Tensor) -> ModuleType:
+    on_cpu, double = patch.device.type == "cpu", patch.dtype == torch.float64
+    if backend == "torch":
+        return ragged
+    if backend == "native":
+        if not on_cpu or double:
+            raise ValueError(f"backend 'native' takes fp32, bf16 or fp16 on a CPU, not {patch.dtype} on {patch.device}")
+        native.library()
+        return native
+    if backend == "auto":
+        return _automatic(on_cpu, patch.device.type == "cuda") if not double else ragged
+    raise ValueError(f"unknown backend {backend!r}: use auto, native, torch, triton or naive")
+
+
+@functools.cache
+def _automatic(on_cpu: bool, on_cuda: bool) -> ModuleType:
+    """The fastest backend for the device; cached so that a missing compiler is reported once."""
+    if on_cpu:
+        try:
+            native.library()
+        except native.NativeUnavailable as error:
+            logger.warning("late interaction falls back to the slower torch backend: %s", error)
+            return ragged
+        return native
+    return ragged
