@@ -4,6 +4,8 @@ Coordinates are fractions of the image: x to the right, y down. `u` is the dista
 the patient; the patient's right is on the left of the image, as radiology shows it. Intensities run from 0 to 1.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
@@ -15,6 +17,7 @@ Point = tuple[float, float]
 
 SIDES = {"right": -1.0, "left": 1.0}
 _BOTTOM = {"low": 0.60, "normal": 0.70, "large": 0.80}  # y of the diaphragm's top for each lung volume
+HEART_HEIGHT = 0.135  # half the height of the heart, fraction of the image
 _EDGE = 0.02  # width of soft edges, fraction of the image
 
 
@@ -27,6 +30,18 @@ def smooth_noise(shape: tuple[int, int], cells: int, rng: np.random.Generator) -
     """Noise [H, W] in [0, 1] with about `cells` blobs along each side."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+
+
+def rounded(line: list[Point]) -> list[Point]:
+    """The polyline with its corners cut twice, so that tubes and leads bend as such things do."""
+    for _ in range(2):
+        cuts = [
+            (a * near[0] + (1 - a) * far[0], a * near[1] + (1 - a) * far[1])
+            for near, far in pairwise(line)
+            for a in (0.75, 0.25)
+        ]
+        line = [line[0], *cuts[1:-1], line[-1]]
+    return line
 
 
 class Chest:
@@ -67,6 +82,11 @@ class Chest:
         at = np.array([[y]], np.float32)
         return float(self.medial(at, side)[0, 0]), float(self.lateral(at, side)[0, 0])
 
+    def heart_edge(self, side: str, y: float) -> float:
+        """How far the heart reaches from the midline towards `side` at height `y`; 0 where it is not."""
+        height = 1 - ((y - self.heart[1]) / HEART_HEIGHT) ** 2
+        return SIDES[side] * (self.heart[0] - self.middle) + self.heart_width * height**0.5 if height > 0 else 0.0
+
     def medial(self, y: Plane, side: str) -> Plane:
         """The lung's inner edge: distance from the midline at heights `y`."""
         t = np.clip((y - self.apex) / (self.bottom[side] - self.apex), 0, 1)
@@ -84,24 +104,38 @@ class Chest:
     def lung(self, side: str, shrink: float = 0.0) -> Plane:
         """Mask [H, W] of one lung in [0, 1], its outer edge and apex moved in by `shrink`."""
         u, y = self.u(side), self.y
-        across = np.minimum(u - self.medial(y, side), self.lateral(y - np.float32(shrink), side) - shrink - u)
-        return ramp(np.minimum(across, np.minimum(self.dome(side) - y, y - np.float32(self.apex + shrink))))
+        here = np.flatnonzero(u[0] > 0)
+        half = slice(int(here[0]), int(here[-1]) + 1)  # the other half of the image is 0
+        across = np.minimum(u[:, half] - self.medial(y, side), self.lateral(y - shrink, side) - shrink - u[:, half])
+        down = np.minimum(self.dome(side)[:, half] - y, y - (self.apex + shrink))
+        mask = np.zeros(self.shape, np.float32)
+        mask[:, half] = ramp(np.minimum(across, down))
+        return mask
 
     def ellipse(self, centre: Point, radius_x: float, radius_y: float, edge: float = 0.15) -> Plane:
         """Mask [H, W] of an ellipse with a soft edge, radii in fractions of width and height."""
-        far = ((self.x - centre[0]) / radius_x) ** 2 + ((self.y - centre[1]) / radius_y) ** 2
-        return ramp(1 - np.sqrt(far), edge)
+        across, down = (self.x[0] - centre[0]) / radius_x, (self.y[:, 0] - centre[1]) / radius_y
+        window = np.ix_(np.abs(down) < 1 + edge, np.abs(across) < 1 + edge)  # the rest is 0, and most of the image
+        mask = np.zeros(self.shape, np.float32)
+        mask[window] = ramp(1 - np.sqrt(across[window[1]] ** 2 + down[window[0]] ** 2), edge)
+        return mask
 
     def strokes(self, lines: list[list[Point]], thickness: float, blur: float = 0.6) -> Plane:
         """Mask [H, W] of polylines; `thickness` is a fraction of the long side, `blur` in pixels."""
         height, width = self.shape
-        sheet = Image.new("L", (width, height))
+        pen = max(1, round(thickness * max(self.shape)))
+        pixels = [np.array(line) * (width, height) for line in lines]
+        ends = np.concatenate(pixels)
+        margin = pen + 2
+        left, top = (np.clip(np.floor(ends.min(0)) - margin, 0, (width - 1, height - 1))).astype(int).tolist()
+        right, low = (np.clip(np.ceil(ends.max(0)) + margin, (left + 1, top + 1), (width, height))).astype(int).tolist()
+        sheet = Image.new("L", (right - left, low - top))  # no more of the image than the lines need: blurring is slow
         draw = ImageDraw.Draw(sheet)
-        for line in lines:
-            points = [(px * width, py * height) for px, py in line]
-            draw.line(points, fill=255, width=max(1, round(thickness * max(self.shape))), joint="curve")
-        blurred = sheet.filter(ImageFilter.GaussianBlur(blur))
-        return np.asarray(blurred, np.float32) / np.float32(255)
+        for line in pixels:
+            draw.line((line - (left, top)).ravel().tolist(), fill=255, width=pen, joint="curve")
+        mask = np.zeros(self.shape, np.float32)
+        mask[top:low, left:right] = np.asarray(sheet.filter(ImageFilter.BoxBlur(blur)), np.float32) / np.float32(255)
+        return mask
 
     def paint(self, mask: Plane, value: float | Plane) -> None:
         """Blend `value` into the image where `mask` is set."""
@@ -122,22 +156,22 @@ class Chest:
     def _lung_fields(self, lungs: Plane, rng: np.random.Generator) -> None:
         across = np.abs(self.x - self.middle)
         self.paint(lungs, 0.17 + 0.05 * smooth_noise(self.shape, 9, rng))
-        phase = (self.y - 0.75 * across**2 + 0.05 * across) / np.float32(rng.uniform(0.072, 0.084))
-        ribs = np.clip(np.cos(np.float32(2 * np.pi) * (phase + np.float32(rng.random()))) * 2 - 1, 0, 1)
-        self.image += np.float32(0.09) * ribs * ramp(np.float32(0.43) - across) * (self.y > self.apex - 0.03)
-        vessels = [self._vessel(side, rng) for side in SIDES for _ in range(11)]
-        self.image += np.float32(0.16) * lungs * self.strokes(vessels, 0.006, 0.9)
+        turns = np.float32(2 * np.pi / rng.uniform(0.072, 0.084))
+        down, out = turns * self.y + np.float32(rng.uniform(0, 6.28)), turns * (0.75 * across**2 - 0.05 * across)
+        wave = np.cos(down) * np.cos(out) + np.sin(down) * np.sin(out)  # cos(down - out) from a row and a column
+        ribs = np.clip(2 * wave - 1, 0, 1)
+        self.image += np.float32(0.09) * ribs * (0.3 * ramp(np.float32(0.43) - across) + 0.7 * lungs)
+        for side in SIDES:
+            self.image += np.float32(0.16) * lungs * self.strokes(self._vessels(side, rng), 0.006, 0.9)
 
-    def _vessel(self, side: str, rng: np.random.Generator) -> list[Point]:
-        """A wavy line from the hilum into the lung."""
-        angle, length = rng.uniform(-1.35, 1.35), rng.uniform(0.14, 0.3)
-        steps = np.linspace(0, length, 5)
-        wave = np.cumsum(rng.normal(0, 0.008, 5))
-        hilum = self.depth(side, "mid") - 0.02
-        return [
-            self.at(side, 0.09 + s * np.cos(angle), hilum + s * np.sin(angle) + w)
-            for s, w in zip(steps, wave, strict=True)
-        ]
+    def _vessels(self, side: str, rng: np.random.Generator) -> list[list[Point]]:
+        """Wavy lines from the hilum into the lung."""
+        angle = rng.uniform(-1.35, 1.35, (11, 1))
+        steps = rng.uniform(0.14, 0.3, (11, 1)) * np.linspace(0, 1, 5)
+        wave = np.cumsum(rng.normal(0, 0.008, steps.shape), axis=1)
+        across = self.middle + SIDES[side] * (0.09 + steps * np.cos(angle))
+        down = self.depth(side, "mid") - 0.02 + steps * np.sin(angle) + wave
+        return np.stack([across, down], axis=-1).tolist()
 
     def _middle(self, rng: np.random.Generator) -> None:
         """Mediastinum with its aorta, spine, heart, clavicles, windpipe and stomach."""
@@ -148,19 +182,18 @@ class Chest:
         self.paint(ramp(np.float32(0.075) - np.abs(self.x - self.middle)) * np.float32(0.75), 0.52)
         knob = 0.075 if habitus.tortuous_aorta else 0.035
         self.paint(self.ellipse(self.at("left", 0.055, top + 0.16), knob * 1.05, knob * 1.25), 0.56)
-        self.paint(
-            self.ellipse(self.heart, self.heart_width, 0.135, 0.12), 0.60 + 0.06 * smooth_noise(self.shape, 4, rng)
-        )
+        self.paint(self.ellipse(self.heart, self.heart_width, HEART_HEIGHT, 0.12), 0.63)
         discs = np.clip(np.cos(y * np.float32(2 * np.pi / 0.058)) * 2 + 1.6, 0, 1).astype(np.float32)
         self.image += np.float32(0.11) * spine * (0.45 + 0.55 * discs)
         tilt = rng.uniform(-0.01, 0.03)
         collars = [
             [self.at(s, 0.05, top + 0.075), self.at(s, 0.2, top + 0.03), self.at(s, 0.37, top - tilt)] for s in SIDES
         ]
-        self.image += np.float32(0.17) * self.strokes(collars, 0.02, 1.0)
+        for collar in collars:
+            self.image += np.float32(0.17) * self.strokes([rounded(collar)], 0.02, 1.0)
         lean = 0.06 * SIDES[habitus.trachea] if habitus.trachea else 0.0
-        airway = [[(self.middle, 0.0), (self.middle + lean * 0.5, 0.09), (self.middle + lean, top + 0.16)]]
-        self.image -= np.float32(0.26) * self.strokes(airway, 0.03, 1.2)
+        airway = [(self.middle, 0.0), (self.middle + lean * 0.5, 0.09), (self.middle + lean, top + 0.16)]
+        self.image -= np.float32(0.26) * self.strokes([rounded(airway)], 0.03, 1.2)
         if habitus.stomach_gas:
             gas = self.ellipse(self.at("left", 0.19, self.bottom["left"] + 0.115), 0.085, 0.05, 0.3)
             self.paint(gas, 0.14)

@@ -181,14 +181,17 @@ _DENIALS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
     (("pacemaker", "tube", "wires"), ("Support Devices",), ("no lines or devices",)),
 )
 
-_NORMAL = ("no acute cardiopulmonary process", "no acute abnormality", "normal chest")
-_DENIALS_UP_TO = 34  # words of the findings section above which nothing more is denied
+_NORMAL = ("no acute cardiopulmonary process", "no acute abnormality", "no acute chest findings")
+_VARIANTS_TOLD = (6, 5, 4, 2, 1)  # by number of findings: a crowded study is already distinct and needs no more words
+_DENIALS_UP_TO = 32  # words of the findings section above which nothing more is denied
 
 
 def write_report(findings: tuple[Finding, ...], habitus: Habitus, rng: np.random.Generator) -> Report:
-    """Tell `findings` and `habitus`: every finding in both sections, then variants, then a few denials."""
+    """Tell up to four `findings`, each in both sections, then variants of `habitus`, then a few denials."""
+    assert len(findings) < len(_VARIANTS_TOLD), findings
     told = [findings[i] for i in rng.permutation(len(findings))]
-    lines = [_sentence(f, 0, rng) for f in told] + _variants(habitus, rng)
+    lines = [_sentence(f, 0, rng) for f in told]
+    lines += _variants(habitus, rng)[: _VARIANTS_TOLD[len(findings)]]
     denied = _denials({f.name for f in findings}, sum(len(line.split()) for line in lines), rng)
     lines += [line for line, _ in denied]
     impression = [_sentence(f, 1, rng) for f in told] or [_pick(_NORMAL, rng)]
@@ -221,7 +224,7 @@ def _denials(present: set[str], words: int, rng: np.random.Generator) -> list[tu
     for i in rng.permutation(len(_DENIALS)):
         names, labels, texts = _DENIALS[i]
         said = {label for _, denied in chosen for label in denied}
-        if present.isdisjoint(names) and said.isdisjoint(labels) and words < _DENIALS_UP_TO and len(chosen) < 4:
+        if present.isdisjoint(names) and said.isdisjoint(labels) and words < _DENIALS_UP_TO and len(chosen) < 5:
             chosen.append((_pick(texts, rng), labels))
             words += len(chosen[-1][0].split())
     return chosen
