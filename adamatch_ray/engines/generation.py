@@ -1,0 +1,154 @@
+"""Reports from X-rays and X-rays from reports: the language model at work (section 3.2).
+
+A request's answer depends on its prompt and its seed, not on the requests it happens to be batched with. A request that
+fails keeps its place among the answers, with a status that says why, so no metric loses its row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from adamatch_ray.engines.local_backend import DecodePlan, GenerationBackend, LocalBackend
+from adamatch_ray.instructions import InstructionBuilder, InstructionConfig
+from adamatch_ray.models.llm_tokens import TokenLayout
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are drawn."""
+
+    report_temperature: float = field(default=1.0, metadata={"help": "temperature of report tokens; 0: greedy"})
+    report_top_p: float = field(default=0.92, metadata={"help": "probability mass that report tokens come from"})
+    report_tokens: int = field(default=512, metadata={"help": "longest report, in tokens"})
+    beams: int = field(default=1, metadata={"help": "beams of a report; above 1 nothing is sampled"})
+    image_temperature: float = field(default=1.0, metadata={"help": "temperature of image tokens; 0: greedy"})
+    image_top_p: float = field(default=1.0, metadata={"help": "probability mass that image tokens come from"})
+    batch_size: int = field(default=64, metadata={"help": "requests decoded together"})
+    decoder: Literal["auto", "folded", "transformers"] = field(
+        default="auto", metadata={"help": "auto: folded weights (a second copy) where the model is GPT-NeoX"}
+    )
+
+
+class ReportRequest(NamedTuple):
+    """An X-ray's h·w image tokens (VQ-GAN codes) and its keywords, best first."""
+
+    image_tokens: ArrayLike
+    keywords: Sequence[str] = ()
+    seed: int = 0
+
+
+class ImageRequest(NamedTuple):
+    """A report and the VQ-GAN codes of its keypatches, best first."""
+
+    report: str
+    keypatch_tokens: ArrayLike = ()
+    seed: int = 0
+
+
+class ReportResult(NamedTuple):
+    """`status` is "ok", "truncated: …" (text without an end) or "error: …" (no text)."""
+
+    text: str
+    token_ids: list[int]
+    status: str
+
+
+class ImageResult(NamedTuple):
+    """h·w VQ-GAN codes in raster order, uint16; empty where `status` is "error: …" instead of "ok"."""
+
+    image_tokens: NDArray[np.uint16]
+    status: str
+
+
+class GenerationEngine:
+    """cxr_to_report and report_to_cxr for lists of requests; offline actors and online deployments hold one each.
+
+    `model` may be None if a `backend` of your own does the decoding.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: TokenLayout,
+        device: torch.device | str = "cpu",
+        settings: GenerationSettings | None = None,
+        instructions: InstructionConfig | None = None,
+        backend: GenerationBackend | None = None,
+    ) -> None:
+        self.settings, self.layout = settings or GenerationSettings(), layout
+        self._tokenizer = tokenizer
+        self._builder = InstructionBuilder(tokenizer, layout, instructions)
+        if backend is None:
+            if model is None:
+                raise ValueError("GenerationEngine needs a model, or a backend that has one")
+            rows = model.get_input_embeddings().num_embeddings
+            if rows != layout.vocab_size:
+                raise ValueError(f"the model has {rows} rows, the layout {layout.vocab_size}: load both together")
+            torch.nn.Module.to(model, device)
+            backend = LocalBackend(model, self.settings.batch_size, self.settings.decoder)
+        self._backend = backend
+
+    def cxr_to_report(self, requests: Sequence[ReportRequest]) -> list[ReportResult]:
+        """One result a request, in order. Ids come from the text rows only; the text stops before `### End`."""
+        s, layout = self.settings, self.layout
+        plan = DecodePlan(0, layout.text_size, layout.end_id, s.report_temperature, s.report_top_p, s.beams)
+        prompts = [self._prompt(request, 1) for request in requests]
+        answers = self._complete(prompts, [r.seed for r in requests], s.report_tokens, plan)
+        results = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if isinstance(prompt, str):
+                results.append(ReportResult("", [], prompt))
+                continue
+            ended = bool(answer) and answer[-1] == layout.end_id
+            text = str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()
+            status = OK if ended else f"truncated: no end of report within {len(answer)} tokens"
+            results.append(ReportResult(text, answer, status))
+        return results
+
+    def report_to_cxr(self, requests: Sequence[ImageRequest]) -> list[ImageResult]:
+        """One result a request, in order. Exactly h·w tokens, drawn from the image rows only: every answer decodes."""
+        s, layout = self.settings, self.layout
+        plan = DecodePlan(layout.image_start, layout.vocab_size, None, s.image_temperature, s.image_top_p)
+        prompts = [self._prompt(request, layout.image_tokens) for request in requests]
+        answers = self._complete(prompts, [r.seed for r in requests], layout.image_tokens, plan)
+        empty = np.zeros(0, dtype=np.uint16)
+        return [
+            ImageResult(empty, prompt) if isinstance(prompt, str) else ImageResult(layout.decode_image(answer), OK)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _prompt(self, request: ReportRequest | ImageRequest, room: int) -> list[int] | str:
+        """The prompt, or the error that stands in for its answer."""
+        try:
+            if isinstance(request, ReportRequest):
+                prompt = self._builder.report_prompt(request.image_tokens, request.keywords)
+            else:
+                prompt = self._builder.image_prompt(request.report, request.keypatch_tokens)
+        except ValueError as error:
+            return f"error: {error}"
+        if len(prompt) + room > self.layout.context:
+            return (
+                f"error: a prompt of {len(prompt)} tokens and an answer of {room} exceed the context of "
+                f"{self.layout.context}; shorten the report or set max_report_tokens"
+            )
+        return prompt
+
+    def _complete(
+        self, prompts: list[list[int] | str], seeds: list[int], longest: int, plan: DecodePlan
+    ) -> list[list[int]]:
+        good = [(i, prompt) for i, prompt in enumerate(prompts) if isinstance(prompt, list)]
+        limits = [min(longest, self.layout.context - len(prompt)) for _, prompt in good]
+        answers: list[list[int]] = [[] for _ in prompts]
+        if good:
+            done = self._backend.complete([p for _, p in good], limits, [seeds[i] for i, _ in good], plan)
+            for (index, _), answer in zip(good, done, strict=True):
+                answers[index] = answer
+        return answers

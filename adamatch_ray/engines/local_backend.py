@@ -1,0 +1,169 @@
+"""Prompts in, answers out: batches of token ids decoded on this process's device (section 3.2).
+
+An answer depends on its own prompt and seed, not on the prompts beside it: each draws from its own stream and padding
+is never seen. (Sums of another batch shape may round differently; only a near-exact tie could notice.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from adamatch_ray.models.decoding import (
+    DecodingSession,
+    FoldedNeoX,
+    NeoXSession,
+    TransformersSession,
+    prefill,
+    why_not_folded,
+)
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """What answers may look like: ids in [first_id, end_id), until `stop_id` (None: until the limit)."""
+
+    first_id: int
+    end_id: int
+    stop_id: int | None
+    temperature: float
+    top_p: float
+    beams: int = 1
+
+
+class GenerationBackend(Protocol):
+    """Whatever turns prompts into answers: `LocalBackend` here, or a server with continuous batching."""
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], plan: DecodePlan
+    ) -> list[list[int]]:
+        """Answer each prompt with at most its limit of ids, `stop_id` included; same order, one answer a prompt."""
+
+
+class LocalBackend:
+    """Decodes on this process's device in batches of similar length."""
+
+    def __init__(self, model: PreTrainedModel, batch_size: int = 64, decoder: str = "auto") -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        reason = why_not_folded(model)
+        if decoder == "folded" and reason:
+            raise ValueError(f"decoder 'folded' cannot run this model: {reason}; use 'auto' or 'transformers'")
+        self._model, self._batch_size = model.eval(), batch_size
+        self._folded = None if decoder == "transformers" or reason else FoldedNeoX(model)
+
+    @torch.inference_mode()
+    def complete(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], plan: DecodePlan
+    ) -> list[list[int]]:
+        """See `GenerationBackend`."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        size = 1 if plan.beams > 1 else self._batch_size
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            picked = [prompts[i] for i in group], [limits[i] for i in group], [seeds[i] for i in group]
+            batch = self._beam(*picked, plan) if plan.beams > 1 else self._sample(*picked, plan)
+            for index, answer in zip(group, batch, strict=True):
+                answers[index] = answer
+        return answers
+
+    def _sample(
+        self, prompts: list[Sequence[int]], limits: list[int], seeds: list[int], plan: DecodePlan
+    ) -> list[list[int]]:
+        device, steps = self._model.device, max(limits)
+        draws = (
+            _uniforms(seeds, steps).to(device)
+            if plan.temperature > 0
+            else torch.zeros(steps, len(seeds), device=device)
+        )
+        weight, bias = _head_rows(self._model, plan)
+        start = prefill(self._model, prompts)
+        session: DecodingSession = (
+            NeoXSession(self._folded, start, steps) if self._folded else TransformersSession(self._model, start, steps)
+        )
+        hidden = start.hidden_BH
+        rows = torch.arange(len(prompts), device=device)
+        answers = torch.full((steps, len(prompts)), -1, dtype=torch.long, device=device)
+        ends = torch.tensor(limits, device=device)
+        for step in range(steps):
+            logits = F.linear(hidden, weight, bias)
+            ids = choose(logits, plan.temperature, plan.top_p, draws[step, : len(rows)]) + plan.first_id
+            answers[step, rows] = ids
+            if step + 1 == steps:
+                break
+            if plan.stop_id is not None:
+                going = (ids != plan.stop_id) & (ends[rows] > step + 1)
+                left = int(going.sum())
+                if left == 0:
+                    break
+                # Copying the cache costs about one step, so rows leave in halves, not one by one.
+                if left <= len(rows) // 2:
+                    alive = going.nonzero().flatten()
+                    session.keep(alive)
+                    rows, ids, draws = rows[alive], ids[alive], draws[:, alive]
+            hidden = session.step(ids)
+        return [_cut(answer, limit, plan.stop_id) for answer, limit in zip(answers.t().tolist(), limits, strict=True)]
+
+    def _beam(
+        self, prompts: list[Sequence[int]], limits: list[int], seeds: list[int], plan: DecodePlan
+    ) -> list[list[int]]:
+        rows = self._model.get_input_embeddings().num_embeddings
+        ids = torch.tensor([list(prompts[0])], device=self._model.device)
+        output = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=plan.beams,
+            do_sample=False,
+            max_new_tokens=limits[0],
+            eos_token_id=plan.stop_id,
+            pad_token_id=plan.stop_id,
+            suppress_tokens=[i for i in range(rows) if not plan.first_id <= i < plan.end_id] or None,
+        )
+        return [_cut(output[0, ids.shape[1] :].tolist(), limits[0], plan.stop_id)]
+
+
+def choose(logits_BV: Tensor, temperature: float, top_p: float, draws_B: Tensor) -> Tensor:
+    """Indices [B]: the largest logit at temperature 0, else where a draw in [0, 1) falls in the distribution.
+
+    With `top_p` < 1 only the likeliest entries count that together reach it; the likeliest one always does.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    probability = (logits_BV.float() / temperature).softmax(dim=-1)
+    if top_p >= 1:
+        return _invert(probability, draws_B)
+    ranked, order = probability.sort(dim=-1, descending=True, stable=True)
+    kept = ranked.where(ranked.cumsum(dim=-1) - ranked < top_p, 0.0)
+    return order.gather(-1, _invert(kept, draws_B)[:, None]).squeeze(-1)
+
+
+def _invert(weight_BV: Tensor, draws_B: Tensor) -> Tensor:
+    cumulative = weight_BV.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # A draw next to 1 may round up to the total: step back into the last entry that has weight.
+    target = torch.minimum(draws_B[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
+    """Draws [steps, B]; column b depends on seeds[b] alone, its first entries not even on `steps`."""
+    columns = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(columns, dim=1)
+
+
+def _head_rows(model: PreTrainedModel, plan: DecodePlan) -> tuple[Tensor, Tensor | None]:
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+    rows = slice(plan.first_id, plan.end_id)
+    return head.weight[rows], None if head.bias is None else head.bias[rows]
+
+
+def _cut(answer: list[int], limit: int, stop_id: int | None) -> list[int]:
+    """What counts of an answer: up to its limit, up to and with `stop_id`."""
+    answer = answer[:limit]
+    return answer[: answer.index(stop_id) + 1] if stop_id in answer else answer
