@@ -125,36 +125,38 @@ def stretch(values: NDArray[np.generic], low: float, high: float) -> Pixels:
 
 
 def _decode_jpeg(data: bytes, max_side: int | None, max_pixels: int) -> Decoded:
+    wanted = 0 if max_side is None else int(max_side * _DECODE_MARGIN)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
-        raise BadImage("truncated or corrupt JPEG") from error
-    check_size(height, width, max_pixels)
+    except (ValueError, KeyError):  # KeyError: a colour layout that it has no name for
+        colorspace = ""
     if colorspace not in ("Gray", "YCbCr", "RGB"):
-        return Decoded(_jpeg_by_pillow(data, max_side), height, width)
+        return _jpeg_by_pillow(data, wanted, max_pixels)
+    check_size(height, width, max_pixels)
     # Only the long side is asked for: the decoder would otherwise keep both sides above their limits.
-    wanted = 0 if max_side is None else int(max_side * _DECODE_MARGIN)
     limits = {"min_height": wanted} if height >= width else {"min_width": wanted}
     try:
         pixels = simplejpeg.decode_jpeg(data, "GRAY", **limits)
     except ValueError as error:
-        if "premature" in str(error).lower():
-            raise BadImage("truncated image") from error
-        # Strict decoding also refuses harmless oddities (bytes between markers); damage to the pixels fails again.
-        try:
-            pixels = simplejpeg.decode_jpeg(data, "GRAY", strict=False, **limits)
-        except ValueError as again:
-            raise BadImage("corrupt JPEG") from again
+        message = str(error).lower()
+        if "extraneous bytes before marker 0xd9" not in message:
+            raise BadImage("truncated image" if "premature end of jpeg" in message else "corrupt JPEG") from error
+        # Bytes between the last pixel and the end marker harm nothing, though strict decoding refuses them.
+        pixels = simplejpeg.decode_jpeg(data, "GRAY", strict=False, **limits)
     return Decoded(pixels[..., 0], height, width)
 
 
-def _jpeg_by_pillow(data: bytes, max_side: int | None) -> Pixels:
+def _jpeg_by_pillow(data: bytes, wanted: int, max_pixels: int) -> Decoded:
     try:
         with JpegImageFile(io.BytesIO(data)) as image:
-            if max_side is not None:
-                scale = max(1.0, max(image.size) / (max_side * _DECODE_MARGIN))
-                image.draft(None, (int(image.width / scale), int(image.height / scale)))
-            return np.asarray(image.convert("L"))
+            width, height = image.size
+            check_size(height, width, max_pixels)
+            if wanted:
+                scale = max(1.0, max(image.size) / wanted)
+                image.draft(None, (int(width / scale), int(height / scale)))
+            return Decoded(np.asarray(image.convert("L")), height, width)
+    except BadImage:
+        raise
     except _PIL_ERRORS as error:
         raise BadImage("truncated image" if "truncated" in str(error) else "corrupt JPEG") from error
 
@@ -198,11 +200,9 @@ def _gray(image: Image.Image, deep: bool) -> Pixels:
 
 def _decode_dicom(data: bytes, max_pixels: int) -> Decoded:
     try:
-        import pydicom  # noqa: F401
-    except ImportError as error:
+        from adamatch_ray.data.dicom import read_dicom
+    except ModuleNotFoundError as error:
         raise ValueError("reading DICOM needs more packages: pip install 'adamatch-ray[dicom]'") from error
-    from adamatch_ray.data.dicom import read_dicom
-
     pixels = read_dicom(data, max_pixels)
     return Decoded(pixels, *pixels.shape)
 

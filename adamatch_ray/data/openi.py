@@ -142,12 +142,10 @@ def _r2gen(root: str, files: _Files) -> Iterator[Row]:
                 row["reason"] = f"{sources.UNKNOWN_SPLIT} {key[:16]}"
             if not entry["image_path"]:
                 yield row | {"reason": row["reason"] or _NO_IMAGE}
-            # A study's folder is listed only if it is there: a copy with few images costs few requests.
-            stored = set(files.names(sources.join(folder, study))) if study in studies else set()
             for image in entry["image_path"]:
-                number = image.rsplit("/", 1)[-1]
-                name = f"{study}_{number.rsplit('.', 1)[0]}"
-                yield _image(row, name, "", sources.join(folder, image), number in stored)
+                name = f"{study}_{image.rsplit('/', 1)[-1].rsplit('.', 1)[0]}"
+                # The listing has the studies' folders only; looking into each would be one request a study.
+                yield _image(row, name, "", sources.join(folder, image), image.split("/", 1)[0] in studies)
 
 
 def _study(study: str, seed: int, findings: str, impression: str) -> Row:

@@ -40,6 +40,22 @@ _LETTERS = str.maketrans(
 )
 _MARK = r"(?:_{2,}|X{4,})"
 _HIDDEN = re.compile(rf"(?:\b[xX][-/ ])?{_MARK}(?:[-/][aA][-/]{_MARK})?(?:'?(?:s|t|th|nd|rd)\b)?")
+_AROUND_MARKS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"[-/&]?\s*\0(?:\s*[-/&:]?\s*\0)*\s*[-/&]?", " \0 "),  # A/\0, \0-\0, \0-year-old
+        (r"[(\[<]\s*\0[\s\0.,;:]*[)\]>]|<\s*\0|\0\s*>", " \0 "),  # brackets with nothing left in them
+        (r"^[\s.,;:!?)]*(?:\0[\s.,;:!?)]*)+", ""),
+        (r"([.!?])\s*(?:\0[\s.,;:]*)+", r"\1 "),
+        (r"[,;:]\s*(?:\0[\s,;:]*)+([.!?])", r"\1"),
+        (r"([,;:])\s*(?:\0[\s,;:]*)+", r"\1 "),
+        (r"[\s\0]+([.,;:!?)\]])", r"\1"),
+        (r"([(\[])[\s\0]+", r"\1"),
+        (r"\0", " "),
+        (r"\.{2,}", "."),
+        (r"^[\s.,;:!?)]+", ""),
+    )
+]
 _NUMBER = re.compile(r"(?<![\w.,/-])\(?(\d{1,2})[.)]\s*(?=[A-Za-z_<(])")
 _SENTENCE_START = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 
@@ -80,8 +96,7 @@ def clean(text: str) -> str:
     """
     text = unicodedata.normalize("NFKD", text.translate(_LETTERS)).encode("ascii", "ignore").decode()
     text = _without_numbers(text)
-    text = " ".join(_HIDDEN.sub(" ", text).split())
-    text = _tidy(text)
+    text = _without_marks(text)
     return "" if text.strip(" .").lower() in _NOTHING else text
 
 
@@ -167,13 +182,9 @@ def _without_numbers(text: str) -> str:
     return _NUMBER.sub(drop, text)
 
 
-def _tidy(text: str) -> str:
-    text = re.sub(r"[(\[<]\s*[-/,.;:]*\s*[)\]>]", " ", text)  # brackets with nothing left in them
-    text = re.sub(r"(?<=\s)[-/](?=\w{2})|(?<=\w)[-/](?=[\s.,;:]|$)", " ", f" {text}")  # halves of a glued word
-    text = re.sub(r"(?<![\w)])[-/,;:&]+(?=\s|[.,;:])", " ", text)
-    text = re.sub(r"\s+([.,;:!?)\]])", r"\1", text)
-    text = re.sub(r"([(\[])\s+", r"\1", text)
-    text = re.sub(r"([.!?])(?:\s*[.,;:])+", r"\1", text)
-    text = re.sub(r"[,;:]+(?:\s*[,;:])*(?=[.!?])", "", text)
-    text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
-    return " ".join(text.split()).lstrip(" .,;:!?)-/").strip()
+def _without_marks(text: str) -> str:
+    """Take out the marks of removed names, and the punctuation that only belonged to them."""
+    text = _HIDDEN.sub("\0", text)
+    for pattern, replacement in _AROUND_MARKS:
+        text = pattern.sub(replacement, text)
+    return " ".join(text.split())
