@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from adamatch_ray.metrics.bootstrap import bootstrap_indices, bootstrap_mean, bootstrap_sums
+from adamatch_ray.metrics.meteor import meteor_java, meteor_nltk
 from adamatch_ray.metrics.text import (
     align_predictions,
     bleu_counts,
     bleu_from_counts,
     clean_report,
-    meteor_java,
-    meteor_nltk,
     rouge_l,
     score_reports,
 )
