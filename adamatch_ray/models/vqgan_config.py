@@ -67,3 +67,18 @@ class VQLossConfig:
     codebook_weight: float = field(default=1.0, metadata={"help": "weight of codebook and commitment terms"})
     adversarial_weight: float = field(default=0.8, metadata={"help": "factor on the adaptive adversarial weight"})
     adversarial_start: int = field(default=10_000, metadata={"help": "step at which the discriminator joins"})
+
+
+PHANTOM_VQGAN = VQGANConfig(
+    image_size=128,
+    in_channels=1,
+    ch=32,
+    ch_mult=(1, 1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    z_channels=64,
+    codes=256,
+    code_dim=64,
+    ema_decay=0.95,
+)
+"""Learned on a laptop: phantoms of 128 x 128 pixels as 16 x 16 tokens out of 256."""
