@@ -61,8 +61,8 @@ def _atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -> Pa
         chest.at(finding.side, inner + 0.15 * (outer - inner), y - slope),
         chest.at(finding.side, outer - 0.02, y + slope),
     ]
-    band = chest.strokes([ends], 0.024, 1.0)
-    chest.paint(band, 0.74)
+    band = chest.strokes([ends], 0.03, 1.0)
+    chest.paint(band, 0.86)
     return [("atelectasis", band)]
 
 
@@ -94,12 +94,12 @@ def _pneumothorax(chest: Chest, finding: Finding, rng: np.random.Generator) -> P
 
 def _nodule(chest: Chest, finding: Finding, rng: np.random.Generator) -> Parts:
     disc = _disc(chest, _spot(chest, finding, rng), finding.cm)
-    chest.paint(disc, 0.72)
+    chest.paint(disc, 0.80)
     return [("nodule", disc)]
 
 
 def _granuloma(chest: Chest, finding: Finding, rng: np.random.Generator) -> Parts:
-    disc = _disc(chest, _spot(chest, finding, rng), 1.1)
+    disc = _disc(chest, _spot(chest, finding, rng), 1.3)
     chest.paint(disc, 1.0)
     return [("granuloma", disc)]
 
@@ -112,7 +112,7 @@ def _fracture(chest: Chest, finding: Finding, rng: np.random.Generator) -> Parts
         chest.at(finding.side, u, y + dy)
         for u, dy in ((near, -0.025), (edge - 0.05, 0), (edge - 0.05, step), (far, 0.055))
     ]
-    bone = chest.strokes([ends[:2], ends[2:]], 0.022, 0.8)
+    bone = chest.strokes([ends[:2], ends[2:]], 0.027, 0.8)
     chest.paint(chest.strokes([[ends[0], ends[3]]], 0.06, 2.0) * np.float32(0.6), 0.15)
     chest.paint(bone, 0.85)
     return [("fracture", bone)]
