@@ -137,7 +137,7 @@ def test_jpeg_is_decoded_at_a_fraction_but_reports_its_own_size(mode: str, progr
 
 def test_jpeg_with_stray_bytes_before_its_end_is_kept() -> None:
     data = saved(Image.fromarray(scene()), "JPEG")
-    assert decode(data[:-2] + b"\0\0\0" + data[-2:]).pixels.shape == (96, 80)
+    assert decode(data[:-2] + b"\x12" * 16 + data[-2:]).pixels.shape == (96, 80)
 
 
 def test_jpeg_damaged_in_the_middle_is_refused_rather_than_half_gray() -> None:
