@@ -30,7 +30,9 @@ constexpr int kLanes = 4, kWords = 6;
 #endif
 constexpr int kVectors = 2;               // vectors of patches in one panel
 constexpr int kPanel = kLanes * kVectors;  // patches in one panel
-constexpr int64_t kGroupPatches = 512;     // images join a group until it has this many patches
+constexpr int64_t kForwardRows = 512;      // images join a group until it has this many patches
+constexpr int64_t kBackwardRows = 512;     // items join a block until it has this many rows
+constexpr int kPulls = 4;                   // counterparts added to a gradient row in one visit
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
 typedef float VectorAt __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -67,6 +69,14 @@ void parallel(int64_t count, int threads, const Work& work) {
   for (int64_t t = 1; t < std::min<int64_t>(threads, count); ++t) helpers.emplace_back(run);
   run();
   for (auto& helper : helpers) helper.join();
+}
+
+// Items joined until they have `rows` rows: entry b and b + 1 of the answer are block b's first and last item.
+std::vector<int64_t> blocks_of(const Side& side, int64_t rows) {
+  std::vector<int64_t> bounds{0};
+  for (int64_t i = 0; i < side.items; ++i)
+    if (i + 1 == side.items || side.start[i + 1] - side.start[bounds.back()] >= rows) bounds.push_back(i + 1);
+  return bounds;
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------
@@ -212,10 +222,7 @@ struct Forward {
 
 template <typename Saved>
 void forward(const Forward<Saved>& op, int threads) {
-  std::vector<int64_t> group{0};
-  for (int64_t i = 0; i < op.images.items; ++i)
-    if (i + 1 == op.images.items || op.images.start[i + 1] - op.images.start[group.back()] >= kGroupPatches)
-      group.push_back(i + 1);
+  const std::vector<int64_t> group = blocks_of(op.images, kForwardRows);
   // Few images (a query against many reports) leave too few groups for the threads: the texts are then divided too.
   const int64_t groups = static_cast<int64_t>(group.size()) - 1;
   const int64_t ranges = std::clamp<int64_t>((4 * threads + groups - 1) / groups, 1, op.texts.items);
@@ -229,8 +236,13 @@ void forward(const Forward<Saved>& op, int threads) {
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-inline void add_scaled(float* out, const float* in, float scale, int64_t dim) {
-  for (int64_t d = 0; d < dim; ++d) out[d] += scale * in[d];
+template <int K>
+inline void add_scaled(float* __restrict out, const float* const* from, const float* share, int64_t dim) {
+  for (int64_t d = 0; d < dim; ++d) {
+    float sum = out[d];
+    for (int k = 0; k < K; ++k) sum += share[k] * from[k][d];
+    out[d] = sum;
+  }
 }
 
 // Gradient of one side's rows. Every own row pulls the row of `other` that was its maximum, and every row of `other`
@@ -245,19 +257,44 @@ struct Backward {
   const float* other_grad;  // [other items][own items]
   float* grad;              // laid out as own.data
 
-  void run(int64_t item) const {
-    const int64_t size = own.size(item), total = own.total();
+  // Items [first, last), whose gradients stay in the cache while the other side streams past once.
+  void run(int64_t first, int64_t last) const {
+    for (int64_t o = 0; o < other.items; o += kPulls)
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t end = std::min(o + kPulls, other.items);
+        pull(item, o, end);
+        for (int64_t each = o; each < end; ++each) push(item, each);
+      }
+  }
+
+  // Several others at a time, so that a gradient row is read and written once for all of them.
+  void pull(int64_t item, int64_t o, int64_t end) const {
     const int64_t* rows = own.rows + own.start[item];
-    for (int64_t o = 0; o < other.items; ++o) {
-      const int64_t *other_rows = other.rows + other.start[o], other_size = other.size(o);
-      const float pull = own_grad[item * other.items + o] / size;
-      const Saved* best = own_best + o * total + own.start[item];
-      for (int64_t r = 0; r < size; ++r)
-        add_scaled(grad + rows[r] * dim, other.data + other_rows[best[r]] * dim, pull, dim);
-      const float push = other_grad[o * own.items + item] / other_size;
-      best = other_best + item * other.total() + other.start[o];
-      for (int64_t r = 0; r < other_size; ++r)
-        add_scaled(grad + rows[best[r]] * dim, other.data + other_rows[r] * dim, push, dim);
+    const int64_t size = own.size(item);
+    for (int64_t r = 0; r < size; ++r) {
+      const float* from[kPulls];
+      float share[kPulls];
+      for (int64_t k = 0; k < end - o; ++k) {
+        const Saved best = own_best[(o + k) * own.total() + own.start[item] + r];
+        from[k] = other.data + other.rows[other.start[o + k] + best] * dim;
+        share[k] = own_grad[item * other.items + o + k] / size;
+      }
+      float* out = grad + rows[r] * dim;
+      if (end - o == kPulls)
+        add_scaled<kPulls>(out, from, share, dim);
+      else
+        for (int64_t k = 0; k < end - o; ++k) add_scaled<1>(out, from + k, share + k, dim);
+    }
+  }
+
+  void push(int64_t item, int64_t o) const {
+    const int64_t *rows = own.rows + own.start[item], *other_rows = other.rows + other.start[o];
+    const int64_t size = other.size(o);
+    const float share = other_grad[o * own.items + item] / size;
+    const Saved* best = other_best + item * other.total() + other.start[o];
+    for (int64_t r = 0; r < size; ++r) {
+      const float* from = other.data + other_rows[r] * dim;
+      add_scaled<1>(grad + rows[best[r]] * dim, &from, &share, dim);
     }
   }
 };
@@ -275,7 +312,8 @@ void run_backward(const Side& own, const Side& other, int64_t dim, int threads, 
                   const void* other_best, const float* own_grad, const float* other_grad, float* grad) {
   const Backward<Saved> op{own, other, dim, static_cast<const Saved*>(own_best), static_cast<const Saved*>(other_best),
                            own_grad, other_grad, grad};
-  parallel(own.items, threads, [&](int64_t item) { op.run(item); });
+  const std::vector<int64_t> block = blocks_of(own, kBackwardRows);
+  parallel(static_cast<int64_t>(block.size()) - 1, threads, [&](int64_t b) { op.run(block[b], block[b + 1]); });
 }
 
 }  // namespace
