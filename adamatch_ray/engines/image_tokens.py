@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 class ImageTokenizer:
     """Encodes canvases to tokens and decodes tokens to canvases with a trained VQ-GAN.
 
+    The model is moved to the device and into evaluation mode; its weights are taken as they are now, so make a new
+    tokenizer after further training.
+
     `batch_size` is what goes through the model at once, however many images a call brings. Left at 0 it is 1 on a CPU,
     where one image at a time stays in the caches, and 64 elsewhere. `dtype` is that of the encoder and decoder; in
     anything but fp32 some tokens change, so measure the agreement before using it. `kernel` chooses the residual
