@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from adamatch_ray.metrics.bench_metrics import metric_rows
 from adamatch_ray.metrics.extractors import NamedExtractor, inception, xray_densenet
 from adamatch_ray.metrics.image import FeatureStatistics, collect, fid, frechet_distance
 from adamatch_ray.metrics.niqe import FEATURES, NiqeParameters, block_features, fit_parameters, niqe
@@ -216,3 +217,12 @@ def test_tsne_keeps_clusters_apart() -> None:
     assert between > 1.5 * within
     with pytest.raises(ValueError, match="below a third"):
         tsne(np.zeros((10, 3)), perplexity=5)
+
+
+@pytest.mark.slow
+def test_benchmark_rows_are_json_and_name_their_peer() -> None:
+    rows = json.loads(json.dumps(metric_rows(studies=10, dimensions=16)))
+    assert len(rows) >= 4
+    for row in rows:
+        assert {"name", "ours", "peer", "ratio", "hardware", "versions", "date"} <= set(row)
+        assert (row["peer"] is None) == (row["peer_name"] is None) == (row["ratio"] is None)
