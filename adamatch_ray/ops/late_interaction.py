@@ -8,6 +8,8 @@ was, one byte each. Padding is dropped before the multiplication, so it can neit
 """
 
 import functools
+import importlib
+import importlib.util
 import logging
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -66,7 +68,7 @@ def late_interaction(
     with torch.autocast(patch_IPD.device.type, enabled=False):
         if backend == "naive":
             return naive(patch_IPD, word_JND, word_mask_JN, patch_mask_IP)
-        module = _backend(backend, patch_IPD)
+        module = _backend(backend, patch_IPD, word_JND.shape[1])
         if torch.is_grad_enabled() and (patch_IPD.requires_grad or word_JND.requires_grad):
             scores = _LateInteraction.apply(patch_IPD, word_JND, word_mask_JN, patch_mask_IP, module)
             return LateInteraction(*scores)
@@ -165,28 +167,47 @@ def _check(patch: Tensor, word: Tensor, word_mask: Tensor, patch_mask: Tensor | 
             raise ValueError(f"{name} must be bool {wanted}, True where valid, got {mask.dtype} {tuple(mask.shape)}")
 
 
-def _backend(backend: Backend, patch: Tensor) -> ModuleType:
-    on_cpu, double = patch.device.type == "cpu", patch.dtype == torch.float64
-    if backend == "torch":
+def _backend(backend: Backend, patch: Tensor, words: int) -> ModuleType:
+    device, double = patch.device.type, patch.dtype == torch.float64
+    if backend == "torch" or (backend == "auto" and double):
         return ragged
-    if backend == "native":
-        if not on_cpu or double:
-            raise ValueError(f"backend 'native' takes fp32, bf16 or fp16 on a CPU, not {patch.dtype} on {patch.device}")
-        native.library()
-        return native
     if backend == "auto":
-        return _automatic(on_cpu, patch.device.type == "cuda") if not double else ragged
-    raise ValueError(f"unknown backend {backend!r}: use auto, native, torch, triton or naive")
+        return _automatic(device, words)
+    needed = {"native": "cpu", "triton": "cuda"}.get(backend)
+    if needed is None:
+        raise ValueError(f"unknown backend {backend!r}: use auto, native, torch, triton or naive")
+    if device != needed or double:
+        raise ValueError(
+            f"{backend!r} takes fp32, bf16 or fp16 on {needed}, not {patch.dtype} on {device}: use 'torch'"
+        )
+    return _native() if backend == "native" else _triton()
+
+
+def _native() -> ModuleType:
+    native.library()
+    return native
+
+
+def _triton() -> ModuleType:
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("the GPU kernel needs triton: pip install triton")
+    return importlib.import_module("adamatch_ray.ops.late_interaction_triton")
 
 
 @functools.cache
-def _automatic(on_cpu: bool, on_cuda: bool) -> ModuleType:
-    """The fastest backend for the device; cached so that a missing compiler is reported once."""
-    if on_cpu:
-        try:
-            native.library()
-        except native.NativeUnavailable as error:
-            logger.warning("late interaction falls back to the slower torch backend: %s", error)
-            return ragged
-        return native
+def _automatic(device: str, words: int) -> ModuleType:
+    """The fastest backend for the device and the texts' width; what keeps a faster one away is logged once."""
+    try:
+        if device == "cpu":
+            return _native()
+        if device == "cuda":
+            kernel = _triton()
+            return kernel if words <= kernel.MAX_WORDS else ragged
+    except (native.NativeUnavailable, ValueError) as error:
+        _warn_once(str(error))
     return ragged
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logger.warning("late interaction falls back to the slower torch backend: %s", reason)

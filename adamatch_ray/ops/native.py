@@ -96,14 +96,18 @@ def _side(side: Side) -> list[ctypes.c_void_p | ctypes.c_int64]:
     return [_pointer(side.data), _pointer(side.rows), _pointer(side.start), ctypes.c_int64(side.items)]
 
 
+def _wide(side: Side) -> Side:
+    return side._replace(data=side.data.float())
+
+
 def _call(function: Callable[..., None], one: Side, other: Side, dtype: torch.dtype, *rest: Tensor | None) -> None:
     sizes = [ctypes.c_int64(one.data.shape[1]), ctypes.c_int(torch.get_num_threads()), ctypes.c_int(dtype.itemsize)]
     function(*_side(one), *_side(other), *sizes, *map(_pointer, rest))
 
 
 def forward(images: Side, texts: Side, keep: bool) -> Result:
-    """Eqs. 5-6 of fp32 sides on `torch.get_num_threads()` threads. Raises `NativeUnavailable` without a compiler."""
-    dtype = index_dtype(images, texts)
+    """Eqs. 5-6, in fp32, on `torch.get_num_threads()` threads. Raises `NativeUnavailable` without a compiler."""
+    images, texts, dtype = _wide(images), _wide(texts), index_dtype(images, texts)
     result = Result(
         torch.empty(images.items, texts.items),
         torch.empty(texts.items, images.items),
@@ -115,9 +119,9 @@ def forward(images: Side, texts: Side, keep: bool) -> Result:
 
 
 def backward(images: Side, texts: Side, kept: Result, grad_IJ: Tensor, grad_JI: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of both `data`; each item is summed by one thread in one order, so repeated runs agree bitwise."""
+    """fp32 gradients of both `data`; each item is summed by one thread in one order, so repeated runs agree bitwise."""
     assert kept.word_of_patch is not None
-    dtype = kept.word_of_patch.dtype
+    images, texts, dtype = _wide(images), _wide(texts), kept.word_of_patch.dtype
     grad_IJ, grad_JI = grad_IJ.contiguous(), grad_JI.contiguous()
     grad_patch, grad_word = torch.zeros_like(images.data), torch.zeros_like(texts.data)
     both = (kept.word_of_patch, kept.patch_of_word)

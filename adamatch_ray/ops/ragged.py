@@ -17,7 +17,8 @@ BLOCK_BYTES = 16 << 20  # one block of scores, or of gathered patches, in the to
 class Side(NamedTuple):
     """Images with their patches, or texts with their words: `data` [items * width, D], valid `rows` [R] in order.
 
-    `start` [items + 1] (CPU) holds where each item's rows begin in `rows`. `data` is fp32 or fp64.
+    `start` [items + 1] (CPU) holds where each item's rows begin in `rows`. `data` has the precision it was given in;
+    a backend widens what it needs.
     """
 
     data: Tensor
@@ -73,9 +74,13 @@ def ragged(data_KMD: Tensor, mask_KM: Tensor | None, what: str) -> Side:
 
 
 def matrix(data_KMD: Tensor) -> Tensor:
-    """[items, width, D] as contiguous rows [items * width, D] in the precision of the sums: at least fp32."""
-    wide = data_KMD.detach().to(torch.promote_types(data_KMD.dtype, torch.float32))
-    return wide.reshape(-1, data_KMD.shape[2]).contiguous()
+    """[items, width, D] as contiguous rows [items * width, D]."""
+    return data_KMD.detach().reshape(-1, data_KMD.shape[2]).contiguous()
+
+
+def sum_dtype(images: Side, texts: Side) -> torch.dtype:
+    """The precision of products and sums: fp64 for fp64, else fp32."""
+    return torch.promote_types(torch.promote_types(images.data.dtype, texts.data.dtype), torch.float32)
 
 
 def index_dtype(images: Side, texts: Side) -> torch.dtype:
@@ -94,33 +99,34 @@ class _Block(NamedTuple):
 
 def _image_blocks(images: Side, texts: Side) -> Iterator[_Block]:
     width, dim = images.longest, images.data.shape[1]
-    bytes_per_image = width * max(dim, texts.longest) * images.data.element_size()
+    dtype = sum_dtype(images, texts)
+    bytes_per_image = width * max(dim, texts.longest) * dtype.itemsize
     size = max(1, BLOCK_BYTES // bytes_per_image)
     for first in range(0, images.items, size):
         last = min(first + size, images.items)
         lanes = slice(int(images.start[first]), int(images.start[last]))
         valid = torch.arange(width, device=images.data.device) < images.counts[first:last, None]
-        patch = images.data.new_zeros(last - first, width, dim)
-        patch[valid] = images.data[images.rows[lanes]]
+        patch = images.data.new_zeros(last - first, width, dim, dtype=dtype)
+        patch[valid] = images.data[images.rows[lanes]].to(dtype)
         yield _Block(first, last, lanes, valid, patch)
 
 
-def _texts(texts: Side) -> Iterator[tuple[int, slice, Tensor]]:
+def _each_text(texts: Side, dtype: torch.dtype) -> Iterator[tuple[int, slice, Tensor]]:
     for j in range(texts.items):
         words = slice(int(texts.start[j]), int(texts.start[j + 1]))
-        yield j, words, texts.data[texts.rows[words]]
+        yield j, words, texts.data[texts.rows[words]].to(dtype)
 
 
 def forward(images: Side, texts: Side, keep: bool) -> Result:
     """Eqs. 5-6 by blocks of images, one text at a time: peak extra memory is a few blocks. Runs on any device."""
-    new = images.data.new_empty
+    new = images.data.new_empty(0, dtype=sum_dtype(images, texts)).new_empty
     to_text, to_image = new(images.items, texts.items), new(texts.items, images.items)
     dtype = index_dtype(images, texts)
     word_of_patch = new(texts.items, images.total, dtype=dtype) if keep else None
     patch_of_word = new(images.items, texts.total, dtype=dtype) if keep else None
     for block in _image_blocks(images, texts):
         i = slice(block.first, block.last)
-        for j, words, word_ND in _texts(texts):
+        for j, words, word_ND in _each_text(texts, block.patch_IPD.dtype):
             score_IPN = block.patch_IPD @ word_ND.T
             word = score_IPN.max(2)
             to_text[i, j] = word.values.masked_fill(~block.valid_IP, 0.0).sum(1) / images.counts[i]
@@ -135,11 +141,12 @@ def forward(images: Side, texts: Side, keep: bool) -> Result:
 def backward(images: Side, texts: Side, kept: Result, grad_IJ: Tensor, grad_JI: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of both `data`. Each block's score gradient has one entry a maximum; no atomics, so deterministic."""
     assert kept.word_of_patch is not None and kept.patch_of_word is not None
-    grad_patch, grad_word = torch.zeros_like(images.data), torch.zeros_like(texts.data)
+    dtype = sum_dtype(images, texts)
+    grad_patch, grad_word = torch.zeros_like(images.data, dtype=dtype), torch.zeros_like(texts.data, dtype=dtype)
     for block in _image_blocks(images, texts):
         i = slice(block.first, block.last)
         block_grad = torch.zeros_like(block.patch_IPD)
-        for j, words, word_ND in _texts(texts):
+        for j, words, word_ND in _each_text(texts, block.patch_IPD.dtype):
             grad_IPN = block.patch_IPD.new_zeros(*block.valid_IP.shape, len(word_ND))
             best = block.valid_IP.new_zeros(block.valid_IP.shape, dtype=torch.int64)
             best[block.valid_IP] = kept.word_of_patch[j, block.lanes].long()

@@ -1,0 +1,365 @@
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adamatch_ray.ops import late_interaction as module
+from adamatch_ray.ops import native
+from adamatch_ray.ops.late_interaction import Backend, late_interaction, matched_pairs, naive
+from adamatch_ray.ops.ragged import Result, Side
+
+FAST: tuple[Backend, ...] = ("native", "torch")
+ALL: tuple[Backend, ...] = (*FAST, "naive")
+
+
+def batch(
+    images: int, texts: int, patches: int, words: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random patches and words; masks with holes, one text with a single valid word."""
+    generator = torch.Generator().manual_seed(seed)
+    patch = torch.randn(images, patches, dim, generator=generator, dtype=torch.float64).to(dtype)
+    word = torch.randn(texts, words, dim, generator=generator, dtype=torch.float64).to(dtype)
+    mask = torch.rand(texts, words, generator=generator) < 0.7
+    mask[:, words // 2] = True
+    mask[0] = False
+    mask[0, words - 1] = True
+    return patch, word, mask
+
+
+def gradients(
+    backend: Backend, patch: Tensor, word: Tensor, mask: Tensor, patch_mask: Tensor | None = None
+) -> list[Tensor]:
+    """Scores of both directions and the gradients of a fixed random weighting of them."""
+    patch, word = patch.clone().requires_grad_(), word.clone().requires_grad_()
+    scores = late_interaction(patch, word, mask, patch_mask, backend=backend)
+    generator = torch.Generator().manual_seed(7)
+    loss = torch.zeros((), dtype=scores.image_to_text_IJ.dtype)
+    for score in scores:
+        loss = loss + (score * torch.randn(score.shape, generator=generator)).sum()
+    return [*(score.detach() for score in scores), *torch.autograd.grad(loss, (patch, word))]
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_known_answer_in_both_directions(backend: Backend) -> None:
+    patch = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[-1.0, 0.0], [0.0, 0.5]]])
+    word = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [3.0, 3.0]]])
+    mask = torch.tensor([[True, True, False]])
+    scores = late_interaction(patch, word, mask, backend=backend)
+    assert scores.image_to_text_IJ.tolist() == [[1.5], [0.25]]  # (max(1,0) + max(0,2)) / 2, (max(-1,0) + max(0,.5)) / 2
+    assert scores.text_to_image_JI.tolist() == [[1.5, 0.25]]
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    ("images", "texts", "patches", "words", "dim"),
+    [(5, 3, 49, 30, 33), (3, 7, 5, 40, 16), (1, 9, 300, 20, 24), (4, 2, 1, 6, 8), (2, 3, 40, 1, 1), (40, 2, 20, 5, 7)],
+)
+@pytest.mark.parametrize("with_patch_mask", [False, True])
+def test_scores_and_gradients_equal_naive(
+    backend: Backend, images: int, texts: int, patches: int, words: int, dim: int, with_patch_mask: bool
+) -> None:
+    patch, word, mask = batch(images, texts, patches, words, dim)
+    patch_mask = None
+    if with_patch_mask:
+        patch_mask = torch.rand(images, patches, generator=torch.Generator().manual_seed(3)) < 0.6
+        patch_mask[:, -1] = True
+    ours = gradients(backend, patch, word, mask, patch_mask)
+    assert ours[0].shape == (images, texts) and ours[1].shape == (texts, images)
+    for one, other in zip(ours, gradients("naive", patch, word, mask, patch_mask), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_torch_equals_naive_in_double_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = batch(7, 4, 9, 6, 5, dtype=torch.float64)
+    monkeypatch.setattr("adamatch_ray.ops.ragged.BLOCK_BYTES", 2 * 9 * 6 * 8)  # two images a block
+    for one, other in zip(gradients("torch", *inputs), gradients("naive", *inputs), strict=True):
+        assert one.dtype == torch.float64
+        torch.testing.assert_close(one, other, atol=1e-13, rtol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["torch", "naive", "auto"])
+def test_gradcheck(backend: Backend) -> None:
+    patch, word, mask = batch(3, 2, 4, 5, 6, dtype=torch.float64)
+    patch_mask = torch.tensor([[True, True, False, True]] * 3)
+    patch.requires_grad_(), word.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x, w: tuple(late_interaction(x, w, mask, patch_mask, backend=backend)), (patch, word)
+    )
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_padding_never_wins_over_negative_scores(backend: Backend) -> None:
+    patch = torch.ones(2, 3, 4)
+    word = torch.full((2, 5, 4), -1.0)
+    mask = torch.tensor([[True, True, False, False, False], [True, False, True, False, True]])
+    word[~mask] = 0.0  # a masked score of 0 would beat the valid -4
+    ours = gradients(backend, patch, word, mask)
+    assert torch.equal(ours[0], torch.full((2, 2), -4.0)) and torch.equal(ours[1], torch.full((2, 2), -4.0))
+    assert ours[3][~mask].abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_more_padding_changes_nothing_bitwise(backend: Backend) -> None:
+    patch, word, mask = batch(4, 3, 20, 9, 32)
+    short = gradients(backend, patch, word, mask)
+    wide = torch.nn.functional.pad(word, (0, 0, 0, 6), value=5.0)
+    long = gradients(backend, patch, wide, torch.nn.functional.pad(mask, (0, 6)))
+    assert all(torch.equal(one, other) for one, other in zip(short[:3], long[:3], strict=True))
+    assert torch.equal(short[3], long[3][:, :9]) and long[3][:, 9:].abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_permuted_batch_permutes_scores_and_gradients(backend: Backend) -> None:
+    patch, word, mask = batch(9, 5, 21, 8, 16)
+    generator = torch.Generator().manual_seed(1)
+    i, j = torch.randperm(9, generator=generator), torch.randperm(5, generator=generator)
+    before = late_interaction(patch, word, mask, backend=backend)
+    after = late_interaction(patch[i], word[j], mask[j], backend=backend)
+    tolerance = 0.0 if backend == "native" else 1e-6
+    torch.testing.assert_close(after[0], before[0][i][:, j], atol=tolerance, rtol=0)
+    torch.testing.assert_close(after[1], before[1][j][:, i], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_row_block_of_images_equals_the_rows_of_the_whole(backend: Backend) -> None:
+    patch, word, mask = batch(6, 5, 18, 8, 16)
+    whole, part = late_interaction(patch, word, mask), late_interaction(patch[2:4], word, mask, backend=backend)
+    torch.testing.assert_close(part[0], whole[0][2:4], atol=1e-6, rtol=0)
+    torch.testing.assert_close(part[1], whole[1][:, 2:4], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("patches", [3, 40])
+def test_first_of_equal_products_takes_the_gradient(backend: Backend, patches: int) -> None:
+    patch, word = torch.ones(1, patches, 2), torch.ones(1, 4, 2)
+    mask = torch.tensor([[False, True, True, True]])
+    patch.requires_grad_(), word.requires_grad_()
+    scores = late_interaction(patch, word, mask, backend=backend)
+    (to_text,) = torch.autograd.grad(scores.image_to_text_IJ.sum(), word, retain_graph=True)
+    assert to_text[0, :, 0].tolist() == pytest.approx([0, 1, 0, 0])
+    (to_image,) = torch.autograd.grad(scores.text_to_image_JI.sum(), patch)
+    assert to_image[0, :, 0].tolist() == pytest.approx([1] + [0] * (patches - 1))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_are_multiplied_and_summed_in_fp32(backend: Backend, dtype: torch.dtype) -> None:
+    patch, word, mask = batch(3, 4, 17, 9, 256, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = gradients(backend, patch, word, mask)
+    exact = gradients("naive", patch.double(), word.double(), mask)
+    assert ours[0].dtype == ours[1].dtype == torch.float32 and ours[2].dtype == ours[3].dtype == dtype
+    for one, other in zip(ours[:2], exact[:2], strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-4, rtol=1e-5)
+    for one, other in zip(ours[2:], exact[2:], strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-3, rtol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_a_text_or_image_without_valid_rows_is_named(backend: Backend) -> None:
+    patch, word, mask = batch(3, 4, 5, 6, 8)
+    mask[2] = False
+    with pytest.raises(ValueError, match=r"word in row\(s\) \[2\]"):
+        late_interaction(patch, word, mask, backend=backend)
+    mask[2] = True
+    with pytest.raises(ValueError, match=r"patch in row\(s\) \[1\]"):
+        late_interaction(patch, word, mask, torch.tensor([[True], [False], [True]]).expand(3, 5), backend=backend)
+
+
+def test_unusable_arguments_say_what_is_wanted() -> None:
+    patch, word, mask = batch(3, 4, 5, 6, 8)
+    with pytest.raises(ValueError, match="one D"):
+        late_interaction(patch[:, :, :4], word, mask)
+    with pytest.raises(ValueError, match=r"word_mask_JN must be bool \(4, 6\)"):
+        late_interaction(patch, word, mask.long())
+    with pytest.raises(ValueError, match="'native' takes fp32, bf16 or fp16 on cpu"):
+        late_interaction(patch.double(), word.double(), mask, backend="native")
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(("patches", "index_bytes"), [(40, 1), (300, 2)])
+def test_only_small_indices_are_kept_for_backward(backend: Backend, patches: int, index_bytes: int) -> None:
+    images, texts = 6, 5
+    patch, word, mask = batch(images, texts, patches, 12, 4)
+    patch.requires_grad_(), word.requires_grad_()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        late_interaction(patch, word, mask, backend=backend)
+    valid = int(mask.sum())
+    rows = 8 * (images * patches + valid + images + texts + 2)  # which rows are valid
+    assert sum(kept.values()) == patch.nbytes + word.nbytes + rows + index_bytes * images * texts * patches + (
+        index_bytes * images * valid
+    )
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_without_gradients_no_indices_are_computed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, word, mask = batch(3, 4, 5, 6, 8)
+    chosen = native if backend == "native" else module.ragged
+    kept: list[bool] = []
+    real = chosen.forward
+
+    def recorded(images: Side, texts: Side, keep: bool) -> Result:
+        kept.append(keep)
+        return real(images, texts, keep)
+
+    monkeypatch.setattr(chosen, "forward", recorded)
+    scores = late_interaction(patch, word, mask, backend=backend)
+    with torch.no_grad():
+        late_interaction(patch.requires_grad_(), word, mask, backend=backend)
+    assert kept == [False, False] and not scores.image_to_text_IJ.requires_grad
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_gradient_of_one_side_or_one_direction_alone(backend: Backend) -> None:
+    patch, word, mask = batch(3, 4, 5, 6, 8)
+    expected = gradients("naive", patch, word, mask)
+    word.requires_grad_()
+    for name in ("image_to_text_IJ", "text_to_image_JI"):
+        ours, peer = (
+            torch.autograd.grad(getattr(late_interaction(patch, word, mask, backend=which), name).square().sum(), word)
+            for which in (backend, "naive")
+        )
+        torch.testing.assert_close(ours[0], peer[0])
+    assert expected[3].shape == word.shape
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    inputs = batch(70, 6, 20, 9, 16)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(gradients("native", *inputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_non_contiguous_inputs() -> None:
+    patch, word, mask = batch(3, 4, 6, 6, 8)
+    views = patch.mT.contiguous().mT, word.mT.contiguous().mT, mask.T.contiguous().T
+    for one, other in zip(gradients("native", *views), gradients("naive", patch, word, mask), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_nan_is_not_hidden(backend: Backend) -> None:
+    patch, word, mask = batch(3, 4, 20, 6, 8)
+    patch[1, 7, 3] = torch.nan
+    scores = late_interaction(patch, word, mask, backend=backend)
+    assert scores.image_to_text_IJ[1].isnan().all()
+    assert scores.image_to_text_IJ[[0, 2]].isfinite().all() and scores.text_to_image_JI[:, [0, 2]].isfinite().all()
+
+
+def test_matched_pairs_explain_the_diagonal() -> None:
+    patch, word, mask = batch(4, 4, 10, 7, 8)
+    patch_mask = torch.ones(4, 10, dtype=torch.bool)
+    patch_mask[2, :5] = False
+    found = matched_pairs(patch, word, mask, patch_mask)
+    scores = naive(patch, word, mask, patch_mask)
+    for b in range(4):
+        words, patches = mask[b], patch_mask[b]
+        assert found.word_score_BN[b, words].mean() == pytest.approx(float(scores.text_to_image_JI[b, b]), abs=1e-5)
+        assert found.patch_score_BP[b, patches].mean() == pytest.approx(float(scores.image_to_text_IJ[b, b]), abs=1e-5)
+        best = found.word_patch_BN[b, words]
+        torch.testing.assert_close((patch[b, best] * word[b, words]).sum(1), found.word_score_BN[b, words])
+        best = found.patch_word_BP[b, patches]
+        torch.testing.assert_close((word[b, best] * patch[b, patches]).sum(1), found.patch_score_BP[b, patches])
+    assert (found.word_patch_BN[~mask] == -1).all() and (found.patch_word_BP[~patch_mask] == -1).all()
+    assert (found.word_score_BN[~mask] == -torch.inf).all()
+    with pytest.raises(ValueError, match="as many images as reports"):
+        matched_pairs(patch[:3], word, mask)
+
+
+def test_without_a_compiler_torch_is_used_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise native.NativeUnavailable("no C++ compiler found: install g++")
+
+    monkeypatch.setattr(native, "library", missing)
+    for cached in (module._automatic, module._warn_once):
+        cached.cache_clear()
+    inputs = batch(3, 4, 5, 6, 8)
+    try:
+        with caplog.at_level(logging.WARNING):
+            results = [late_interaction(*inputs) for _ in range(2)]
+        assert [record.message.count("install g++") for record in caplog.records] == [1]
+        torch.testing.assert_close(results[0], naive(*inputs))
+        with pytest.raises(native.NativeUnavailable, match="install g\\+\\+"):
+            late_interaction(*inputs, backend="native")
+    finally:
+        module._automatic.cache_clear()
+
+
+@pytest.mark.slow
+def test_several_that_compile_at_once_all_get_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build = native.library.__wrapped__  # past the cache: each caller is as a process of its own
+    with ThreadPoolExecutor() as pool:
+        libraries = list(pool.map(lambda _: build(), range(2)))
+    assert all(library.late_interaction_forward for library in libraries)
+    files = list((tmp_path / "adamatch_ray").iterdir())
+    assert len(files) == 1 and files[0].suffix == ".so"
+
+
+def test_equal_images_tie_within_a_group_of_images() -> None:
+    """Images share vectors in the kernel: neighbours must not leak into each other's maximum."""
+    patch, word, mask = batch(30, 3, 21, 8, 16)
+    patch[1::2] = patch[0]
+    scores = late_interaction(patch, word, mask, backend="native")
+    for one, other in pairwise(range(1, 30, 2)):
+        assert torch.equal(scores.image_to_text_IJ[one], scores.image_to_text_IJ[other])
+        assert torch.equal(scores.text_to_image_JI[:, one], scores.text_to_image_JI[:, other])
+
+
+TRITON_CHECK = textwrap.dedent(
+    """
+    import torch
+    from adamatch_ray.ops import late_interaction_triton, ragged
+    for seed, (images, texts, patches, words, dim) in enumerate([(2, 3, 20, 18, 24), (3, 2, 5, 40, 16)]):
+        generator = torch.Generator().manual_seed(seed)
+        patch = torch.randn(images, patches, dim, generator=generator)
+        word = torch.randn(texts, words, dim, generator=generator)
+        patch[0, 3] = patch[0, 1]
+        word[1, 4] = word[1, 2]
+        word_mask = torch.rand(texts, words, generator=generator) < 0.7
+        word_mask[:, 2:5] = True
+        patch_mask = torch.rand(images, patches, generator=generator) < 0.7
+        patch_mask[:, :4] = True
+        sides = ragged.ragged(patch, patch_mask, "patch"), ragged.ragged(word, word_mask, "word")
+        ours, peer = (backend.forward(*sides, keep=True) for backend in (late_interaction_triton, ragged))
+        for one, other in zip(ours, peer, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        grads = torch.randn(images, texts, generator=generator), torch.randn(texts, images, generator=generator)
+        for one, other in zip(
+            late_interaction_triton.backward(*sides, ours, *grads), ragged.backward(*sides, peer, *grads), strict=True
+        ):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        alone = late_interaction_triton.forward(*sides, keep=False)
+        assert alone.word_of_patch is None and torch.equal(alone.image_to_text_IJ, ours.image_to_text_IJ)
+    """
+)
+
+
+@pytest.mark.slow
+def test_triton_kernels_in_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed: the GPU kernel cannot be interpreted")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", TRITON_CHECK], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
