@@ -116,8 +116,13 @@ def test_named_extractor_checks_both_ends() -> None:
 def test_xray_densenet_loads_a_state_dict(tmp_path: Path) -> None:
     from torchvision.models import densenet121
 
-    network = densenet121(weights=None, num_classes=18)
-    network.features.conv0 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    with torch.device("meta"):  # its own initial weights would take longer to draw than all else here
+        network = densenet121(weights=None, num_classes=18)
+        network.features.conv0 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    draw = torch.Generator().manual_seed(1)
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    state = {name: torch.rand(shape, generator=draw) / max(shape.numel(), 1) ** 0.5 for name, shape in shapes.items()}
+    network.load_state_dict(state, assign=True)
     save_file(network.state_dict(), tmp_path / "all.safetensors")
     torch.save(network.state_dict(), tmp_path / "all.pt")
     images = torch.randint(0, 256, (2, 96, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -170,7 +175,7 @@ def test_niqe_equals_the_published_model() -> None:
 def test_niqe_ignores_flat_borders() -> None:
     pristine = parameters()
     image = textured(288, 288, 0)
-    for grey in (0, 37, 255):
+    for grey in (0, 100, 255):  # at 100 rounding leaves traces of texture
         narrow, wide = (np.pad(image, border, constant_values=grey)[None] for border in (96, 288))
         assert np.isfinite(block_features(wide)[0]).all(axis=-1).sum() == 9, "only the picture's own blocks count"
         assert niqe(wide, pristine)[0] == pytest.approx(niqe(narrow, pristine)[0], rel=1e-9)
