@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamatch_ray.models.pvt import PVTConfig, PyramidVisionTransformer
+from adamatch_ray.model_config import PVTConfig
+from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.pvt_published import load_published, load_published_file, resize_position
 
 SMALL = PVTConfig(

@@ -1,6 +1,5 @@
 """Pyramid vision transformer (v1) with adaptive patches: the image encoder (METHOD 1.1)."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -9,68 +8,11 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from adamatch_ray.model_config import PVTConfig
 from adamatch_ray.models.adapatch import EMBED_EPS, AdaPatch, PatchEmbed, cell_boxes
 
 BLOCK_EPS = 1e-6
 STAGES = 4
-
-
-@dataclass(frozen=True)
-class PVTConfig:
-    """Shape of the encoder. The defaults are PVT-medium with adaptive patches in stages 2 to 4."""
-
-    image_size: int = field(default=224, metadata={"help": "side of the square input, pixels"})
-    in_channels: int = field(default=3, metadata={"help": "channels of the input"})
-    patch_size: int = field(
-        default=4, metadata={"help": "side of a stage-1 patch, pixels; later stages halve the grid"}
-    )
-    dims: tuple[int, ...] = field(default=(64, 128, 320, 512), metadata={"help": "token width of each stage"})
-    depths: tuple[int, ...] = field(default=(3, 4, 18, 3), metadata={"help": "transformer blocks of each stage"})
-    heads: tuple[int, ...] = field(default=(1, 2, 5, 8), metadata={"help": "attention heads of each stage"})
-    reductions: tuple[int, ...] = field(
-        default=(8, 4, 2, 1), metadata={"help": "how much smaller a side of the key-value map is, per stage"}
-    )
-    mlp_ratios: tuple[float, ...] = field(
-        default=(8.0, 8.0, 4.0, 4.0), metadata={"help": "hidden width of the MLP over the token width, per stage"}
-    )
-    drop_path: float = field(default=0.1, metadata={"help": "stochastic depth of the last block, linear from 0"})
-    adapatch_stages: tuple[int, ...] = field(
-        default=(2, 3, 4), metadata={"help": "stages with adaptive patches; empty for the plain transformer"}
-    )
-    samples: int = field(default=3, metadata={"help": "points read along each side of an adaptive patch"})
-    num_classes: int = field(default=1000, metadata={"help": "outputs of the classification head, 0 for none"})
-
-    def __post_init__(self) -> None:
-        for name in ("dims", "depths", "heads", "reductions", "mlp_ratios"):
-            values = getattr(self, name)
-            if len(values) != STAGES or min(values) <= 0:
-                raise ValueError(f"{name} needs {STAGES} positive values, one a stage; got {values}")
-        if min(self.image_size, self.in_channels, self.patch_size) < 1 or self.num_classes < 0:
-            raise ValueError("image_size, in_channels and patch_size must be at least 1 and num_classes at least 0")
-        stride = self.patch_size * 2 ** (STAGES - 1)
-        if self.image_size % stride:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of {stride} (patch_size x 8)")
-        for stage in range(1, STAGES + 1):
-            self._check_stage(stage)
-        if set(self.adapatch_stages) - {2, 3, 4} or len(set(self.adapatch_stages)) != len(self.adapatch_stages):
-            raise ValueError(f"adapatch_stages must be some of 2, 3 and 4, each once; got {self.adapatch_stages}")
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2 (points run from corner to corner); got {self.samples}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1); got {self.drop_path}")
-
-    def grid(self, stage: int) -> int:
-        """Patches a side in `stage` (1 to 4)."""
-        return self.image_size // (self.patch_size * 2 ** (stage - 1))
-
-    def _check_stage(self, stage: int) -> None:
-        dim, heads, reduction = self.dims[stage - 1], self.heads[stage - 1], self.reductions[stage - 1]
-        if dim % heads:
-            raise ValueError(f"stage {stage}: dim {dim} must be a multiple of its {heads} heads")
-        if self.grid(stage) % reduction:
-            raise ValueError(f"stage {stage}: grid {self.grid(stage)} must be a multiple of its reduction {reduction}")
-        if stage == STAGES and reduction != 1:
-            raise ValueError(f"stage {stage} holds the class token, so its reduction must be 1; got {reduction}")
 
 
 class StageOutput(NamedTuple):

@@ -1,0 +1,32 @@
+# Two commands for a newcomer: `make demo`, then `make test`. Needs Python 3.11+, make and a C++ compiler.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+export RAY_USAGE_STATS_ENABLED := 0
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check quick clean
+
+demo: $(VENV)/.installed  ## run the pipeline on built-in phantoms
+	$(RUN) jobs/pipeline.py
+
+test: $(VENV)/.installed  ## all tests
+	$(RUN) -m pytest
+
+quick: $(VENV)/.installed  ## the tests that need neither Ray nor patience
+	$(RUN) -m pytest -m "not ray and not slow"
+
+check: $(VENV)/.installed  ## the one gate: format, lint, types, tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(RUN) -m pytest
+
+$(VENV)/.installed: pyproject.toml cluster/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint cluster/constraints.txt -e '.[dev]'
+	touch $@
+
+clean:  ## remove the environment and every run
+	rm -rf $(VENV) runs

@@ -1,0 +1,180 @@
+"""Where a stage's output lives, and how it is committed: the manifest is written last, or not at all.
+
+A root is a local folder or `s3://bucket/prefix`; below it one folder a stage. A stage without `manifest.json` does not
+exist for a reader. The manifest names the stage's fingerprint (its configuration and its parents' fingerprints), so a
+finished stage is skipped while the fingerprint holds and refused, naming the change, when it does not.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from adamatch_ray import __version__
+
+JOBS = {
+    "studies": "prepare_data",
+    "encoder": "pretrain_encoder",
+    "adamatch": "train_adamatch",
+    "codebooks": "build_codebooks",
+    "vqgan": "train_vqgan",
+    "tokens": "cache_tokens",
+    "llm": "tune_llm",
+    "generations": "generate",
+    "metrics": "evaluate",
+}
+"""Stage folder -> the job that writes it, in the order of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage says of itself."""
+
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    rows: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    version: str = __version__
+
+
+class Root:
+    """A folder of stages on a local disk or in an S3 bucket."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self.filesystem, self.path = _open(self.uri)
+
+    def stage(self, name: str) -> "Stage":
+        """The stage of this name; it need not exist yet."""
+        assert name in JOBS, name
+        return Stage(self, name)
+
+
+class Stage:
+    """One stage's folder: read it through its manifest, write it through `commit`."""
+
+    def __init__(self, root: Root, name: str) -> None:
+        self.root, self.name = root, name
+        self.filesystem = root.filesystem
+        self.path = f"{root.path}/{name}"
+        self.uri = f"{root.uri}/{name}"
+
+    def manifest(self) -> Manifest | None:
+        """The committed manifest, or None while the stage is not finished."""
+        text = self.read_text("manifest.json")
+        return None if text is None else Manifest(**json.loads(text))
+
+    def require(self) -> Manifest:
+        """The committed manifest. Raises ValueError naming the job that makes it."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise ValueError(
+                f"{self.uri} is not finished; run: python jobs/{JOBS[self.name]}.py --root {self.root.uri}"
+            )
+        return manifest
+
+    def is_done(self, fingerprint: str, config: Mapping[str, Any], parents: Mapping[str, str], overwrite: bool) -> bool:
+        """True when the stage stands and matches. With `overwrite` it is withdrawn. Raises ValueError if stale."""
+        manifest = self.manifest()
+        if manifest is None:
+            return False
+        if overwrite:
+            self.filesystem.delete_file(f"{self.path}/manifest.json")
+            return False
+        if manifest.fingerprint == fingerprint:
+            return True
+        raise ValueError(f"{self.uri} was made from other inputs ({_difference(manifest, config, parents)}); "
+                         "use --overwrite to make it again, or another --root")  # fmt: skip
+
+    def commit(self, manifest: Manifest) -> None:
+        """Publish the stage: its manifest appears, whole, as the last file written."""
+        self.write_bytes("manifest.json", (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write one file so that a reader sees all of it or none."""
+        target = f"{self.path}/{name}"
+        self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            handle, temporary = tempfile.mkstemp(dir=Path(target).parent, prefix=".partial-")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        else:  # an object appears when its upload ends
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of one file. Raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def read_text(self, name: str) -> str | None:
+        """The text of one file, or None when there is none."""
+        if self.filesystem.get_file_info(f"{self.path}/{name}").type != pafs.FileType.File:
+            return None
+        return self.read_bytes(name).decode()
+
+    def upload(self, folder: Path, name: str) -> None:
+        """Copy a local folder to `name` within the stage, replacing what was there."""
+        self.delete(name)
+        self.upload_into(folder, name)
+
+    def upload_into(self, folder: Path, name: str) -> None:
+        """Copy a local folder's files to `name` within the stage, beside what is there."""
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            self.write_bytes(f"{name}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+    def download(self, name: str, folder: Path) -> Path:
+        """Copy `name` within the stage to a local folder (or return it where it already is local)."""
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            return Path(self.path) / name
+        pafs.copy_files(f"{self.path}/{name}", str(folder / name), source_filesystem=self.filesystem)
+        return folder / name
+
+    def delete(self, name: str) -> None:
+        """Remove a folder within the stage, if it is there."""
+        if self.filesystem.get_file_info(f"{self.path}/{name}").type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(f"{self.path}/{name}")
+
+
+def fingerprint(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Identity of a stage's output: sha256 over its configuration and its parents' fingerprints."""
+    text = json.dumps({"config": config, "parents": dict(parents)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+    if uri.startswith("s3://"):
+        import s3fs
+
+        return pafs.PyFileSystem(pafs.FSSpecHandler(s3fs.S3FileSystem())), uri.removeprefix("s3://")
+    if "://" in uri:
+        raise ValueError(f"--root {uri}: only local folders and s3:// are supported")
+    return pafs.LocalFileSystem(), str(Path(uri).resolve())
+
+
+def _difference(old: Manifest, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    changed = [f"parent {name}" for name in parents if parents[name] != old.parents.get(name)]
+    before, after = dict(flatten(old.config)), dict(flatten(config))
+    names = sorted(set(before) | set(after))
+    changed += [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+    return "; ".join(changed[:4]) or "fingerprint differs"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value) pairs."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        rows += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return rows

@@ -1,0 +1,229 @@
+"""One typed run configuration: presets, overrides from the command line, and its documentation.
+
+Every section is a frozen dataclass; its defaults are the paper's. A preset or a YAML file changes some fields, the
+command line changes others, and pydantic checks the sum. An unknown name is an error that names the nearest one.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConfig, option
+
+PRESETS = ("phantom", "openi", "mimic_cxr", "released")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where studies come from and how they are stored (METHOD 7)."""
+
+    source: Literal["phantom", "mimic_cxr", "openi", "manifest"] = option("mimic_cxr", "kind of data set")
+    path: str = option("", "folder (mimic_cxr, openi) or CSV/JSONL table (manifest); local or s3://")
+    reports: str = option("", "folder of the report files, when not beside the images (mimic_cxr)")
+    projections: str = option("", "CSV that gives the view of each image (openi)")
+    images: str = option("", "folder that image names in the table are relative to (manifest); default: the table's")
+    image_column: str = option("image", "manifest column: image path")
+    text_column: str = option("report", "manifest column: report text")
+    id_column: str = option("", "manifest column: study id")
+    subject_column: str = option("", "manifest column: subject id")
+    split_column: str = option("", "manifest column: split")
+    view_column: str = option("", "manifest column: view position")
+    findings_column: str = option("", "manifest column: findings section, when the text is in two columns")
+    impression_column: str = option("", "manifest column: impression section")
+    canvas: int = option(256, "side of the stored square image, pixels")
+    rows_per_shard: int = option(512, "source rows per parquet shard")
+    labeler: Literal["none", "rules"] = option("rules", "labels of reports that come without any")
+    seed: int = option(0, "seed of phantoms, of drawn splits and of the order of rows")
+    phantoms: int = option(0, "number of phantoms to draw (phantom); 256 more each for validate and test")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is fitted; batch size is per worker."""
+
+    epochs: int = option(15, "passes over the train split")
+    max_steps: int = option(0, "stop after so many optimiser steps (0: after the epochs)")
+    batch_size: int = option(112, "studies per worker and step")
+    optimizer: Literal["lamb", "adamw"] = option("lamb", "optimiser")
+    lr: float = option(6e-3, "peak learning rate")
+    weight_decay: float = option(3e-2, "weight decay (none on biases, norms, position embeddings, temperature)")
+    warmup: float = option(0.25, "share of the steps with rising learning rate; cosine decay follows")
+    clip: float = option(0.0, "largest gradient norm (0: no clipping besides the optimiser's own)")
+    released_lamb: bool = option(False, "LAMB as in the authors' code: eps 1e-4, no bias correction, always adapt")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 on GPUs, fp32 on CPUs")
+    crop: float = option(0.8, "smallest area of the random resized crop in training (1: no crop)")
+    seed: int = option(0, "seed of initial weights, order of studies and crops")
+    checkpoint_steps: int = option(0, "also save every so many steps (0: at the end of each epoch only)")
+    validate_epochs: int = option(1, "score the validate split every so many epochs (the last always)")
+
+
+@dataclass(frozen=True)
+class EncoderStage:
+    """Disease classification that pre-trains the image encoder (METHOD 1.1)."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    uncertain: Literal["mask", "positive", "negative"] = option("mask", "what an uncertain label (-1) counts as")
+    blank: Literal["mask", "negative"] = option("negative", "what a label that is not mentioned counts as")
+    init: str = option("", "published PVT/DPT state dict to start from (.pth)")
+
+
+@dataclass(frozen=True)
+class AdaMatchStage(AdaMatchConfig):
+    """AdaMatch and its training (METHOD 1)."""
+
+    init: str = option("encoder", "image weights: encoder (that stage), none, or a published PVT/DPT file (.pth)")
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores on a split (METHOD 5)."""
+
+    split: Literal["train", "validate", "test"] = option("test", "split that is scored")
+    batch_size: int = option(64, "studies embedded at once")
+    candidates: int = option(1000, "size of the older papers' retrieval protocol")
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Workers and what each one holds."""
+
+    workers: int = option(1, "training workers")
+    gpu: bool = option(False, "one GPU per worker")
+    cpus_per_worker: float = option(0.5, "CPUs reserved per training worker; leave some for data loading")
+    loaders: int = option(1, "data-loading actors per training worker")
+    max_failures: int = option(3, "restarts after a lost worker or node before a run gives up")
+    local_cpus: int = option(0, "CPUs of a Ray started for this job (0: all, at least 4); ignored on a cluster")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    image: PVTConfig = field(default_factory=PVTConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    encoder: EncoderStage = field(default_factory=EncoderStage)
+    adamatch: AdaMatchStage = field(default_factory=AdaMatchStage)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+
+
+def load_config(source: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """The configuration of a preset name or YAML file, with `section.field` -> text overrides applied.
+
+    Raises ValueError: unknown preset, missing file, unknown field (naming the nearest), value of a wrong type.
+    """
+    values = _read_yaml(source)
+    for key, text in (overrides or {}).items():
+        _assign(values, key, text)
+    _refuse_unknown(RunConfig, values, "")
+    try:
+        return TypeAdapter(RunConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{name}: {first['msg']} (got {first['input']!r})") from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as a YAML file that `--config` accepts."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def describe(kind: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Each field of the configuration: dotted name, type, default, meaning."""
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        name, hint = prefix + item.name, hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            yield from describe(typing.cast(type, hint), name + ".")
+        else:
+            yield name, _type_name(hint), item.default, item.metadata.get("help", "")
+
+
+def section(config: RunConfig, name: str) -> dict[str, Any]:
+    """One section as plain data (for fingerprints and manifests)."""
+    return typing.cast(dict[str, Any], _plain(asdict(getattr(config, name))))
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    if source in PRESETS:
+        text = resources.files("adamatch_ray").joinpath("presets", f"{source}.yaml").read_text("utf-8")
+    elif source.endswith((".yaml", ".yml")):
+        if not Path(source).is_file():
+            raise ValueError(f"--config {source}: no such file")
+        text = Path(source).read_text("utf-8")
+    else:
+        raise ValueError(f"--config {source}: neither a preset ({', '.join(PRESETS)}) nor a .yaml file")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {source}: expected sections such as 'data:' at the top level")
+    if base := values.pop("base", None):
+        return _merge(_read_yaml(base), values)
+    return values
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _assign(values: dict[str, Any], key: str, text: str) -> None:
+    known = {name: (kind, default) for name, kind, default, _ in describe()}
+    if key not in known:
+        raise ValueError(f"unknown option --{key}{_nearest(key, known)}")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    kind = known[key][0]
+    if kind.startswith("tuple"):
+        values[leaf] = [part for part in text.strip("[]() ").split(",") if part.strip()]
+    else:  # a choice of numbers is compared as numbers
+        values[leaf] = int(text) if kind.replace("|", "").isdigit() and text.isdigit() else text
+
+
+def _refuse_unknown(kind: type, values: Mapping[str, Any], prefix: str) -> None:
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            names = [name for name, *_ in describe()] if prefix else list(hints)
+            raise ValueError(f"unknown field '{prefix}{key}'{_nearest(prefix + str(key), names)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix}{key}: expected a section with fields, got {value!r}")
+            _refuse_unknown(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+
+
+def _nearest(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "; --help lists them all"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "|".join(str(choice) for choice in typing.get_args(hint))
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
+        return str(hint).replace("typing.", "")
+    return str(hint.__name__)

@@ -1,0 +1,167 @@
+"""`studies/` shards to batches: what Ray Data streams into a training worker, in an order that can be repeated.
+
+An epoch's order is a pure function of (seed, epoch): shards are permuted and dealt to the workers, and rows are
+permuted within windows of a few shards. A worker's whole remaining run is one Ray Dataset of windows, so a resumed run
+continues at the very next row, and no pipeline is restarted between epochs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adamatch_ray.artifacts import Root, Stage
+from adamatch_ray.data.images import decode_png
+from adamatch_ray.schema import CHEXPERT_LABELS
+
+Batch = dict[str, Any]
+"""image uint8 [B, S, S], labels float32 [B, 14] (NaN: not mentioned), report and study_id object arrays [B]."""
+
+COLUMNS = ("image", "labels", "report", "study_id")
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A committed shard: its path on the stage's filesystem and its number of rows."""
+
+    path: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """A few shards whose rows are shuffled together; rows [start, stop) of the shuffled order are used."""
+
+    paths: tuple[str, ...]
+    seed: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def list_shards(stage: Stage, split: str) -> list[ShardFile]:
+    """The committed shards of a split. Raises ValueError when the stage is unfinished or the split is empty."""
+    manifest = stage.require()
+    names = sorted(name for name in manifest.files if name.startswith(f"{split}/") and manifest.files[name] > 0)
+    if not names:
+        raise ValueError(f"{stage.uri} has no {split} studies; its counts are {manifest.rows}")
+    return [ShardFile(f"{stage.path}/{name}", manifest.files[name]) for name in names]
+
+
+def steps_per_epoch(shards: list[ShardFile], batch_size: int, world: int) -> int:
+    """Steps that every worker can take in any epoch. Raises ValueError when there is none."""
+    fewest = sum(sorted(shard.rows for shard in shards)[: len(shards) // world])
+    if fewest < batch_size:
+        raise ValueError(
+            f"{sum(s.rows for s in shards)} studies in {len(shards)} shards give {world} worker(s) no batch of "
+            f"{batch_size}; use a smaller train.batch_size, or --data.rows_per_shard when preparing the data"
+        )
+    return fewest // batch_size
+
+
+def plan_windows(
+    shards: list[ShardFile], *, batch_size: int, world: int, rank: int, seed: int, epoch: int, skip: int, window: int
+) -> list[Window]:
+    """One worker's windows of one epoch, beginning after `skip` steps; they hold exactly the remaining steps' rows."""
+    order = np.random.default_rng((seed, epoch)).permutation(len(shards))
+    mine = [shards[i] for i in order[rank::world]]
+    end = steps_per_epoch(shards, batch_size, world) * batch_size
+    windows: list[Window] = []
+    position, group = 0, []
+    for number, shard in enumerate(mine):
+        group.append(shard)
+        rows = sum(s.rows for s in group)
+        if rows < window and number < len(mine) - 1:
+            continue
+        start, stop = max(0, skip * batch_size - position), min(rows, end - position)
+        if start < stop:
+            windows.append(Window(tuple(s.path for s in group), (seed, epoch, rank, number), start, stop))
+        position, group = position + rows, []
+    return windows
+
+
+class WindowReader:
+    """Reads a window: shuffled, decoded rows. The Ray Data actor, usable without Ray as well."""
+
+    def __init__(self, root: str) -> None:
+        self.filesystem = Root(root).filesystem
+
+    def read(self, window: Window) -> Batch:
+        """The rows of a window in their shuffled order."""
+        tables = [pq.read_table(path, columns=list(COLUMNS), filesystem=self.filesystem) for path in window.paths]
+        table = pa.concat_tables(tables)
+        order = np.random.default_rng(window.seed).permutation(table.num_rows)[window.start : window.stop]
+        return to_batch(table.take(pa.array(order)))
+
+    def __call__(self, item: dict[str, Any]) -> Batch:
+        return self.read(item["window"][0])
+
+
+def to_batch(table: pa.Table) -> Batch:
+    """Decode the rows of a studies table."""
+    return {
+        "image": np.stack([decode_png(data.as_buffer()) for data in table["image"]]),
+        "labels": _labels(table["labels"]),
+        "report": table["report"].to_numpy(),
+        "study_id": table["study_id"].to_numpy(),
+    }
+
+
+def training_batches(
+    root: str,
+    shards: list[ShardFile],
+    *,
+    batch_size: int,
+    world: int,
+    rank: int,
+    seed: int,
+    start_step: int,
+    total_steps: int,
+    window: int = 2048,
+    loaders: int = 1,
+) -> Iterator[Batch]:
+    """Batches of steps start_step … total_steps - 1, streamed by Ray Data, the same after any interruption."""
+    import ray.data
+
+    per_epoch = steps_per_epoch(shards, batch_size, world)
+    windows: list[Window] = []
+    for epoch in range(start_step // per_epoch, -(-total_steps // per_epoch)):
+        windows += plan_windows(
+            shards,
+            batch_size=batch_size,
+            world=world,
+            rank=rank,
+            seed=seed,
+            epoch=epoch,
+            skip=max(0, start_step - epoch * per_epoch),
+            window=window,
+        )
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    stream = ray.data.from_items([{"window": w} for w in windows], override_num_blocks=len(windows)).map_batches(
+        WindowReader,
+        fn_constructor_kwargs={"root": root},
+        compute=ray.data.ActorPoolStrategy(size=loaders),
+        batch_size=1,
+        num_cpus=0.25,
+    )
+    batches = stream.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+    for _, batch in zip(range(start_step, total_steps), batches, strict=False):
+        yield cast(Batch, batch)
+
+
+def read_split(stage: Stage, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Tables of a split's shards in their stored order, a shard at a time."""
+    for shard in list_shards(stage, split):
+        yield pq.read_table(shard.path, columns=columns, filesystem=stage.filesystem)
+
+
+def _labels(column: pa.ChunkedArray) -> np.ndarray:
+    width = len(CHEXPERT_LABELS)
+    filled = pc.fill_null(column.combine_chunks().cast(pa.list_(pa.float32())), [None] * width)
+    values = pc.list_flatten(filled)
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, width)

@@ -1,0 +1,111 @@
+"""Sizes and choices of every model, as plain frozen dataclasses.
+
+They live apart from the models so that a command line can describe them without importing torch, and apart from the
+run configuration so that a bare GPU machine can build a model from its own `config.json`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+Model = TypeVar("Model")
+
+
+def option(default: Any, help: str) -> Any:
+    """A documented field: its default and the line that `--help` prints for it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class PVTConfig:
+    """The image encoder, PVT-medium (v1) by default (METHOD 1.1)."""
+
+    image_size: int = option(224, "side of the square input, pixels")
+    in_channels: int = option(3, "input channels")
+    patch_size: int = option(4, "side of a stage-1 patch, pixels")
+    dims: tuple[int, ...] = option((64, 128, 320, 512), "width of each stage")
+    depths: tuple[int, ...] = option((3, 4, 18, 3), "blocks of each stage")
+    heads: tuple[int, ...] = option((1, 2, 5, 8), "attention heads of each stage")
+    reductions: tuple[int, ...] = option((8, 4, 2, 1), "spatial reduction of keys and values, each stage")
+    mlp_ratios: tuple[float, ...] = option((8, 8, 4, 4), "MLP width over token width, each stage")
+    drop_path: float = option(0.1, "stochastic depth of the last block; earlier ones less")
+    adapatch_stages: tuple[int, ...] = option((2, 3, 4), "stages whose patches are adaptive")
+    samples: int = option(3, "k of the k x k points sampled in an adaptive patch")
+    num_classes: int = option(0, "outputs of the classification head (0: no head)")
+
+    def __post_init__(self) -> None:
+        for name in ("dims", "depths", "heads", "reductions", "mlp_ratios"):
+            values = getattr(self, name)
+            if len(values) != 4 or min(values) <= 0:
+                raise ValueError(f"{name} needs {4} positive values, one a stage; got {values}")
+        if min(self.image_size, self.in_channels, self.patch_size) < 1 or self.num_classes < 0:
+            raise ValueError("image_size, in_channels and patch_size must be at least 1 and num_classes at least 0")
+        stride = self.patch_size * 2 ** (4 - 1)
+        if self.image_size % stride:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of {stride} (patch_size x 8)")
+        for stage in range(1, 4 + 1):
+            self._check_stage(stage)
+        if set(self.adapatch_stages) - {2, 3, 4} or len(set(self.adapatch_stages)) != len(self.adapatch_stages):
+            raise ValueError(f"adapatch_stages must be some of 2, 3 and 4, each once; got {self.adapatch_stages}")
+        if self.samples < 2:
+            raise ValueError(f"samples must be at least 2 (points run from corner to corner); got {self.samples}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1); got {self.drop_path}")
+
+    def grid(self, stage: int) -> int:
+        """Patches a side in `stage` (1 to 4)."""
+        return self.image_size // (self.patch_size * 2 ** (stage - 1))
+
+    def _check_stage(self, stage: int) -> None:
+        dim, heads, reduction = self.dims[stage - 1], self.heads[stage - 1], self.reductions[stage - 1]
+        if dim % heads:
+            raise ValueError(f"stage {stage}: dim {dim} must be a multiple of its {heads} heads")
+        if self.grid(stage) % reduction:
+            raise ValueError(f"stage {stage}: grid {self.grid(stage)} must be a multiple of its reduction {reduction}")
+        if stage == 4 and reduction != 1:
+            raise ValueError(f"stage {stage} holds the class token, so its reduction must be 1; got {reduction}")
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A BERT-like report encoder (METHOD 1.3)."""
+
+    name_or_path: str = option(
+        "emilyalsentzer/Bio_ClinicalBERT", "hub name or local folder; empty: a small BERT trained from scratch"
+    )
+    max_tokens: int = option(112, "longest report in word pieces, CLS and SEP included")
+    unit: Literal["wordpiece", "word"] = option(
+        "wordpiece", "what is matched: word pieces, or pieces summed into words"
+    )
+    layers: int = option(12, "transformer layers used")
+    vocab_size: int = option(2000, "WordPiece entries, when trained from scratch")
+    hidden_size: int = option(128, "width, when trained from scratch")
+    heads: int = option(4, "attention heads, when trained from scratch")
+
+
+@dataclass(frozen=True)
+class AdaMatchConfig:
+    """The joint space of adaptive patches and words (METHOD 1.1, 1.4)."""
+
+    adapatch: bool = option(True, "adaptive patches in stages 2-4 (false: fixed patches, Table 5)")
+    stage: Literal[2, 3, 4] = option(3, "image stage whose patches are matched (Table 6)")
+    dim: int = option(256, "joint dimension D")
+    projection: Literal["linear", "conv"] = option("linear", "image projection: one layer (paper) or Conv-BN-Conv")
+    image_heads: Literal["mixed", "local", "both"] = option(
+        "mixed", "patches matched after the stage's attention (paper), before it, or both with the losses averaged"
+    )
+    temperature: float = option(0.07, "initial contrastive temperature")
+    negatives: Literal["global", "local"] = option("global", "negatives from all workers, or from the own batch only")
+
+
+def to_json(config: Any) -> str:
+    """A configuration as the text of a `config.json`."""
+    return json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def from_dict(kind: type[Model], values: dict[str, Any]) -> Model:
+    """The configuration of `kind` from parsed JSON; lists become tuples, unknown names are a `ValueError`."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; was it saved by a newer version?")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

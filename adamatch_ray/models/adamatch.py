@@ -1,0 +1,148 @@
+"""AdaMatch: adaptive patches and words in one space (METHOD 1, paper 3.1)."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConfig, from_dict, to_json
+from adamatch_ray.models import text_encoder
+from adamatch_ray.models.pvt import PyramidVisionTransformer
+from adamatch_ray.models.text_encoder import TextEncoder, Tokens
+
+
+class ImageEmbeddings(NamedTuple):
+    """Normalised patch embeddings and where each patch lies.
+
+    heads: one [B, P, D] tensor for each image head, in the order of `AdaMatch.head_names`.
+    boxes_BP4: xyxy in unit coordinates of the input canvas; fixed_boxes_P4: the patch before it moved.
+    """
+
+    heads: tuple[Tensor, ...]
+    boxes_BP4: Tensor
+    fixed_boxes_P4: Tensor
+
+
+class TextEmbeddings(NamedTuple):
+    """Normalised word embeddings [B, N, D] and their mask [B, N]."""
+
+    word_BND: Tensor
+    mask_BN: Tensor
+
+
+class Embeddings(NamedTuple):
+    """Both sides of a batch of pairs, and the temperature."""
+
+    image: ImageEmbeddings
+    text: TextEmbeddings
+    temperature: Tensor
+
+
+@dataclass(frozen=True)
+class AdaMatchSizes:
+    """The three configurations that define an AdaMatch."""
+
+    image: PVTConfig
+    text: TextEncoderConfig
+    adamatch: AdaMatchConfig
+
+
+class AdaMatch(nn.Module):
+    """Image encoder, text encoder, their projections to D dimensions, and the temperature."""
+
+    def __init__(self, sizes: AdaMatchSizes, text: TextEncoder) -> None:
+        super().__init__()
+        self.sizes = sizes
+        config = sizes.adamatch
+        self.image = PyramidVisionTransformer(image_config(sizes.image, config))
+        self.text = text
+        width = sizes.image.dims[config.stage - 1]
+        self.head_names = ("mixed", "local") if config.image_heads == "both" else (config.image_heads,)
+        self.image_heads = nn.ModuleDict({name: _ImageHead(width, config) for name in self.head_names})
+        self.text_head = nn.Linear(text.bert.config.hidden_size, config.dim)
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
+
+    def embed_images(self, image_BCHW: Tensor) -> ImageEmbeddings:
+        """Patches of images in [-1, 1], [B, 3, S, S] with S = `image.image_size`."""
+        stage = self.image.forward_stages(image_BCHW, last_stage=self.sizes.adamatch.stage)[-1]
+        features = {"mixed": stage.tokens_BPC, "local": stage.local_tokens_BPC}
+        heads = tuple(F.normalize(self.image_heads[name](features[name]).float(), dim=-1) for name in self.head_names)
+        return ImageEmbeddings(heads, stage.boxes_BP4, stage.fixed_boxes_P4)
+
+    def embed_reports(self, tokens: Tokens) -> TextEmbeddings:
+        """Words of reports (see `text_encoder.tokenize`)."""
+        words = self.text(tokens)
+        return TextEmbeddings(F.normalize(self.text_head(words.features_BNH).float(), dim=-1), words.mask_BN)
+
+    def forward(self, image_BCHW: Tensor, tokens: Tokens) -> Embeddings:
+        """Embeddings of B image-report pairs; the loss over them is `losses.contrastive`."""
+        # A learnt temperature below 0.01 makes the softmax a hard maximum and its gradients explode.
+        temperature = self.log_temperature.exp().clamp(min=0.01, max=1.0)
+        return Embeddings(self.embed_images(image_BCHW), self.embed_reports(tokens), temperature)
+
+
+class _ImageHead(nn.Module):
+    """LayerNorm and projection of patch tokens [B, P, C] to [B, P, D]."""
+
+    def __init__(self, width: int, config: AdaMatchConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        if config.projection == "linear":
+            self.project: nn.Module = nn.Linear(width, config.dim)
+        else:
+            self.project = nn.Sequential(
+                nn.Conv1d(width, 2048, 1),
+                nn.BatchNorm1d(2048),
+                nn.ReLU(),
+                nn.Conv1d(2048, config.dim, 1),
+                nn.BatchNorm1d(config.dim, affine=False),
+            )
+        self.channels_first = config.projection == "conv"
+
+    def forward(self, tokens_BPC: Tensor) -> Tensor:
+        x = self.norm(tokens_BPC)
+        return self.project(x.transpose(1, 2)).transpose(1, 2) if self.channels_first else self.project(x)
+
+
+def image_config(image: PVTConfig, adamatch: AdaMatchConfig) -> PVTConfig:
+    """The image encoder's configuration with AdaPatch switched as `adamatch.adapatch` says."""
+    return image if adamatch.adapatch else replace(image, adapatch_stages=())
+
+
+def build(sizes: AdaMatchSizes, tokenizer: PreTrainedTokenizerBase) -> AdaMatch:
+    """An AdaMatch to train: pre-trained text encoder where `text.name_or_path` names one, else a new one."""
+    named = sizes.text.name_or_path
+    bert = text_encoder.load_bert(sizes.text) if named else text_encoder.new_bert(sizes.text, len(tokenizer))
+    return AdaMatch(sizes, TextEncoder(sizes.text, bert, tokenizer))
+
+
+def save(model: AdaMatch, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write `config.json`, `model.safetensors` and the text encoder's `text/` (config and tokenizer) to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("image", "text", "adamatch"):
+        (folder / f"{name}.json").write_text(to_json(getattr(model.sizes, name)))
+    tokenizer.save_pretrained(str(folder / "text"))
+    model.text.bert.config.save_pretrained(str(folder / "text"))
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def load(folder: Path) -> tuple[AdaMatch, PreTrainedTokenizerBase]:
+    """The model and tokenizer that `save` wrote, in evaluation mode. Raises ValueError when the folder is not one."""
+    kinds = {"image": PVTConfig, "text": TextEncoderConfig, "adamatch": AdaMatchConfig}
+    missing = [f"{name}.json" for name in kinds if not (folder / f"{name}.json").is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not an AdaMatch model folder: no {', '.join(missing)}")
+    texts = {name: (folder / f"{name}.json").read_text() for name in kinds}
+    parts: dict[str, Any] = {name: from_dict(kind, json.loads(texts[name])) for name, kind in kinds.items()}
+    tokenizer = text_encoder.load_tokenizer(folder / "text")
+    sizes = AdaMatchSizes(**parts)
+    bert = text_encoder.bert_from_folder(folder / "text")
+    model = AdaMatch(sizes, TextEncoder(sizes.text, bert, tokenizer))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval(), tokenizer

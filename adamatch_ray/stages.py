@@ -1,0 +1,132 @@
+"""What a job does around its work: resolve, skip or refuse, show the plan, and commit (DESIGN, "What flows")."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adamatch_ray.artifacts import JOBS, Manifest, Root, fingerprint, flatten
+from adamatch_ray.cli import CommandLine
+from adamatch_ray.config import section, to_yaml
+
+PARENTS = {
+    "studies": (),
+    "encoder": ("studies",),
+    "adamatch": ("studies", "encoder"),
+    "metrics": ("studies", "adamatch"),
+}
+"""The stages a stage is made from."""
+
+SECTIONS = {
+    "studies": ("data",),
+    "encoder": ("image", "encoder"),
+    "adamatch": ("image", "text", "adamatch"),
+    "metrics": ("evaluate",),
+}
+"""The sections of the configuration that decide a stage's output, besides its parents."""
+
+
+class StageRun:
+    """One job's work on one stage: `begin`, the work itself, `finish`."""
+
+    def __init__(self, command: CommandLine, name: str) -> None:
+        self.command, self.config = command, command.config
+        self.root = Root(command.root)
+        self.stage = self.root.stage(name)
+        self.name = name
+        self.settings: dict[str, Any] = {key: section(command.config, key) for key in SECTIONS[name]}
+        if name == "encoder":  # the ablation without adaptive patches needs its own encoder
+            self.settings["adapatch"] = command.config.adamatch.adapatch
+        if name in ("encoder", "adamatch"):  # they set the global batch
+            self.settings["workers"] = command.config.scale.workers
+        self.parents: dict[str, str] = {}
+        self.started = time.monotonic()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of what this run would make."""
+        return fingerprint(self.settings, self.parents)
+
+    def begin(self) -> dict[str, Any] | None:
+        """None when the work is to be done; otherwise the job's answer (skipped, or a plan printed).
+
+        Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, or a parent failed.
+        """
+        names = [name for name in PARENTS[self.name] if not (name == "encoder" and self._without_encoder())]
+        if self.command.dry_run:
+            return self._show_plan(names)
+        self.parents = {name: self._parent(name).fingerprint for name in names}
+        if self.stage.is_done(self.fingerprint, self.settings, self.parents, self.command.overwrite):
+            print(f"{self.name}: finished before with these inputs, skipped", file=sys.stderr)
+            return {"stage": self.name, "status": "skipped", "output": self.stage.uri, "seconds": 0.0}
+        return None
+
+    def finish(
+        self, figures: Mapping[str, Any], rows: Mapping[str, int] | None = None, files: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
+        """Commit the manifest and return the job's answer."""
+        seconds = round(time.monotonic() - self.started, 1)
+        self.stage.commit(
+            Manifest(
+                stage=self.name,
+                fingerprint=self.fingerprint,
+                config=self.settings,
+                parents=self.parents,
+                rows=dict(rows or {}),
+                files=dict(files or {}),
+                figures=dict(figures),
+                seconds=seconds,
+            )
+        )
+        answer = {"stage": self.name, "status": "done", "output": self.stage.uri, "seconds": seconds}
+        return {**answer, **(dict(rows) if rows else {}), **figures}
+
+    def _parent(self, name: str) -> Manifest:
+        """A parent as it stands; it is made first when it is missing. What this command says of it must hold."""
+        stage = self.root.stage(name)
+        manifest = stage.manifest()
+        if manifest is None:
+            print(f"{self.name}: {stage.uri} is missing, making it first", file=sys.stderr)
+            run_job(JOBS[name], self.command.for_parent())
+            manifest = stage.require()
+        made, wanted = (
+            dict(flatten(manifest.config)),
+            dict(flatten({k: section(self.config, k) for k in SECTIONS[name]})),
+        )
+        for key in self.command.overrides:
+            if key in wanted and made.get(key) != wanted[key]:
+                raise ValueError(
+                    f"{stage.uri} was made with {key} {made.get(key)!r}, not {wanted[key]!r}; "
+                    f"run jobs/{JOBS[name]}.py with --overwrite, or use another --root"
+                )
+        return manifest
+
+    def _without_encoder(self) -> bool:
+        return self.name == "adamatch" and self.config.adamatch.init != "encoder"
+
+    def _show_plan(self, parents: list[str]) -> dict[str, Any]:
+        scale = self.config.scale
+        print(to_yaml(self.config), end="")
+        print(f"# stage {self.name} -> {self.stage.uri}")
+        for name in parents:
+            done = self.root.stage(name).manifest()
+            state = f"finished, rows {done.rows}" if done else f"missing: python jobs/{JOBS[name]}.py"
+            print(f"# parent {name}: {state}")
+        kind = "GPU" if scale.gpu else "CPU"
+        print(f"# {scale.workers} {kind} worker(s), {scale.cpus_per_worker} CPUs each, {scale.loaders} loader(s) each")
+        return {"stage": self.name, "status": "planned", "output": self.stage.uri, "seconds": 0.0}
+
+
+def run_job(job: str, arguments: list[str]) -> dict[str, Any]:
+    """Run another job beside this one, in a process of its own; returns its answer, raises ValueError if it fails."""
+    script = Path(sys.argv[0]).resolve().with_name(f"{job}.py")
+    done = subprocess.run([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(
+            f"{job} failed (exit {done.returncode}); go on with: python jobs/{job}.py {' '.join(arguments)}"
+        )
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer

@@ -1,0 +1,121 @@
+"""Start Ray, run a training loop on its workers, and hand back what it saved."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from adamatch_ray.config import ScaleConfig, TrainConfig
+from adamatch_ray.data import loading
+from adamatch_ray.stages import StageRun
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_ENABLE_V2": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def start_ray(scale: ScaleConfig) -> None:
+    """Join the cluster this job belongs to, or start a Ray of its own on this machine."""
+    if ray.is_initialized():
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    # Fewer than four logical CPUs starve the data loaders beside the training workers.
+    cpus = scale.local_cpus or max(4, os.cpu_count() or 1)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        object_store_memory=int(os.environ.get("ADAMATCH_OBJECT_STORE", 1_000_000_000)),
+    )
+
+
+def fit_stage(
+    run: StageRun,
+    loop: Callable[[dict[str, Any]], None],
+    train: TrainConfig,
+    extra: dict[str, Any],
+    *,
+    score: str,
+) -> dict[str, Any]:
+    """Run a training loop on the workers, publish its best checkpoint's model, commit the stage; the job's answer.
+
+    score: the reported metric whose highest value marks the best checkpoint. Raises ValueError when an earlier run of
+    this name had other settings, RuntimeError when fewer steps ran than asked.
+    """
+    shards = loading.list_shards(run.root.stage("studies"), "train")
+    scale = run.config.scale
+    per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers)
+    total = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
+    start_ray(scale)
+    resume = run.command.resume
+    _claim_run(run, resume)
+    settings = {
+        "root": run.root.uri,
+        "config": run.config,
+        "total_steps": total,
+        "resume_path": resume if resume not in ("auto", "never") else "",
+        **extra,
+    }
+    result = _fit(run, loop, settings, score)
+    assert result.checkpoint is not None and result.metrics is not None
+    if result.metrics["step"] != total:
+        raise RuntimeError(f"{run.name}: {result.metrics['step']} steps ran, {total} were asked for")
+    best = result.get_best_checkpoint(score, "max") or result.checkpoint
+    with best.as_directory() as folder:
+        run.stage.upload(Path(folder) / "model", "model")
+    figures = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+    return run.finish({"steps": total, **figures})
+
+
+def _fit(
+    run: StageRun, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], score: str
+) -> ray.train.Result:
+    scale = run.config.scale
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=settings,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.workers, use_gpu=scale.gpu, resources_per_worker=_resources(scale)
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.command.run_name,
+            storage_path=f"{run.stage.path}/training",
+            storage_filesystem=run.stage.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=score),
+        ),
+    )
+    return trainer.fit()
+
+
+def _resources(scale: ScaleConfig) -> dict[str, float]:
+    return {"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.gpu else {})}
+
+
+def _claim_run(run: StageRun, resume: str) -> None:
+    """Ray Train continues any run of the same name: make sure that is what is wanted."""
+    folder = f"training/{run.command.run_name}"
+    earlier = run.stage.read_text(f"{folder}.json")
+    if resume == "never" or run.command.overwrite:
+        run.stage.delete(folder)
+    elif earlier is not None and json.loads(earlier)["fingerprint"] != run.fingerprint:
+        raise ValueError(
+            f"{run.stage.uri}/{folder} was begun with other settings; "
+            "use --resume never to start anew, or another --run-name"
+        )
+    run.stage.write_bytes(f"{folder}.json", json.dumps({"fingerprint": run.fingerprint}).encode())

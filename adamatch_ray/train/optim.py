@@ -1,0 +1,51 @@
+"""Optimisers and the learning-rate schedule (METHOD 1.5)."""
+
+import math
+
+import torch
+from timm.optim import Lamb
+from torch import nn
+
+from adamatch_ray.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig, global_batch_size: int) -> torch.optim.Optimizer:
+    """LAMB or AdamW; biases, norms, position embeddings and the temperature are not decayed."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or "pos_embed" in name or "position_embeddings" in name or "cls_token" in name
+            (kept if plain else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    lr = peak_lr(train, global_batch_size)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    if train.released_lamb:
+        return Lamb(groups, lr=lr, eps=1e-4, bias_correction=False, max_grad_norm=None, always_adapt=True)
+    return Lamb(groups, lr=lr)
+
+
+def peak_lr(train: TrainConfig, global_batch_size: int) -> float:
+    """The highest learning rate; the released code scales it with the square root of batch / 256."""
+    return train.lr * math.sqrt(global_batch_size / 256) if train.released_lamb else train.lr
+
+
+def lr_at(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step (0-based): linear warm-up, then a half cosine to zero."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use this learning rate from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(model: nn.Module, limit: float) -> None:
+    """Scale the gradient down to a norm of `limit`; 0 leaves it."""
+    if limit > 0:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)

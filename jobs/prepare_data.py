@@ -1,0 +1,73 @@
+"""usage: python jobs/prepare_data.py [options]
+
+Turn a data set (built-in phantoms, MIMIC-CXR-JPG, OpenI, or any CSV/JSONL table) into `studies/` shards.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.stages import StageRun
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """List, decode and write; every row seen is either accepted or in quarantine with its reason."""
+    run = StageRun(parse_command_line(arguments, __doc__ or ""), "studies")
+    if (answer := run.begin()) is not None:
+        return answer
+    from adamatch_ray.data import preparing
+
+    config = run.config.data
+    shards, rejected = preparing.plan(preparing.list_rows(config), config)
+    run.stage.write_bytes("config.yaml", b"")  # an unwritable root is found out before the work
+    preparing.write_quarantine(run.stage, "quarantine/listing.parquet", rejected)
+    seen = sum(shard.rows.count("\n") + 1 for shard in shards) + len(rejected)
+    reasons = Counter(row["reason"] for row in rejected)
+    files: dict[str, int] = {}
+    accepted: Counter[str] = Counter()
+    for summary in _progress(_run(shards, run), len(shards)):
+        files[summary["file"]] = summary["accepted"]
+        accepted[summary["file"].split("/")[0]] += summary["accepted"]
+        reasons.update(summary["reasons"])
+    if not accepted.total():
+        raise ValueError(f"no study could be used; reasons: {dict(reasons.most_common(5))}")
+    assert accepted.total() + reasons.total() == seen, (accepted, reasons, seen)
+    rows = {**{split: accepted[split] for split in ("train", "validate", "test")},
+            "accepted": accepted.total(), "rejected": reasons.total(), "seen": seen}  # fmt: skip
+    return run.finish({"reasons": dict(reasons.most_common())}, rows, dict(sorted(files.items())))
+
+
+def _run(shards: list[Any], run: StageRun) -> Iterator[dict[str, Any]]:
+    import pickle
+
+    import ray.data
+
+    from adamatch_ray.data.preparing import make_shard
+    from adamatch_ray.train.launch import start_ray
+
+    start_ray(run.config.scale)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    data, root = run.config.data, run.root.uri
+    items = [{"shard": pickle.dumps(shard)} for shard in shards]
+    tasks = ray.data.from_items(items, override_num_blocks=len(items))
+    done = tasks.map(lambda item: {"summary": make_shard(pickle.loads(item["shard"]), data, root)})
+    for row in done.iter_rows():
+        yield row["summary"]
+
+
+def _progress(summaries: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    started = shown = time.monotonic()
+    for number, summary in enumerate(summaries, start=1):
+        now = time.monotonic()
+        if now - shown > 5 or number == total:
+            shown = now
+            left = (now - started) / number * (total - number)
+            print(f"studies {number}/{total} shards · ETA {left:.0f} s", file=sys.stderr)
+        yield summary
+
+
+if __name__ == "__main__":
+    run_as_command(main)

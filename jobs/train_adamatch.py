@@ -1,0 +1,26 @@
+"""usage: python jobs/train_adamatch.py [options]
+
+Train AdaMatch on `studies/`, from the encoder of `encoder/`; either stage is made first when it is missing and can be.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.stages import StageRun
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Train on the workers, then commit the best checkpoint's model."""
+    run = StageRun(parse_command_line(arguments, __doc__ or ""), "adamatch")
+    if (answer := run.begin()) is not None:
+        return answer
+    from adamatch_ray.train.adamatch import adamatch_loop, prepare_tokenizer
+    from adamatch_ray.train.launch import fit_stage
+
+    prepare_tokenizer(run.root, run.config.text)
+    return fit_stage(run, adamatch_loop, run.config.adamatch.train, {}, score="image_to_text@1")
+
+
+if __name__ == "__main__":
+    run_as_command(main)
