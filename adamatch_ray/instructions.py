@@ -198,10 +198,10 @@ def _fill(rows: list[list[Example]], width: int, pad_id: int) -> PackedBatch:
     for r, row in enumerate(rows):
         start = 0
         for segment, example in enumerate(row, start=1):
+            # Its first label would be asked of the record before it.
+            assert example.labels[0] == IGNORE, "a record starts with its prompt"
             stop = start + len(example.input_ids)
             ids[r, start:stop], labels[r, start:stop] = example.input_ids, example.labels
-            # The row's token before a record must not be asked to predict the record's first one.
-            labels[r, start] = IGNORE
             positions[r, start:stop], segments[r, start:stop] = np.arange(stop - start), segment
             start = stop
         # Padding counts on: a restart would read as one more record.

@@ -165,6 +165,21 @@ class Scripted:
         return [self.answers.pop(0) for _ in prompts]
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_answers_that_end_early_do_not_disturb_the_others(model: PreTrainedModel, decoder: str) -> None:
+    backend = LocalBackend(model, 9, decoder)
+    plan = DecodePlan(0, 12, stop_id=3, temperature=4.0, top_p=1.0)
+    prompts = [[5, 6, 7 + i % 3] + [9] * (i % 4) for i in range(9)]
+    limits = [30 - i for i in range(9)]
+    together = backend.complete(prompts, limits, range(9), plan)
+    alone = [backend.complete([prompts[i]], [limits[i]], [i], plan)[0] for i in range(9)]
+    assert together == alone
+    assert len(set(map(len, together))) > 3
+    for answer, limit in zip(together, limits, strict=True):
+        assert len(answer) <= limit and 3 not in answer[:-1] and max(answer) < 12
+        assert answer[-1] == 3 or len(answer) == limit
+
+
 def test_reports_end_at_the_end_key_or_say_so(tokenizer: PreTrainedTokenizerBase, layout: TokenLayout) -> None:
     words = tokenizer.encode(REPORT + "\n\n")
     backend = Scripted([*words, layout.end_id], words)
@@ -192,7 +207,7 @@ def test_failed_requests_keep_their_place(
     assert worker.report_to_cxr([]) == [] and worker.cxr_to_report([]) == []
 
 
-def test_beams_give_the_likelier_report(
+def test_beams_stay_within_text_and_repeat(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: TokenLayout
 ) -> None:
     request = report_requests(1)
@@ -200,6 +215,9 @@ def test_beams_give_the_likelier_report(
     found = engine(model, tokenizer, beams).cxr_to_report(request)[0]
     assert 0 < len(found.token_ids) <= 6 and max(found.token_ids) < layout.text_size
     assert found == engine(model, tokenizer, beams).cxr_to_report(request)[0]
+    few = DecodePlan(0, 12, stop_id=3, temperature=1.0, top_p=1.0, beams=3)
+    answers = LocalBackend(model).complete([[5, 6], [7, 8, 9]], [6, 4], [0, 0], few)
+    assert all(0 < len(answer) <= limit and max(answer) < 12 for answer, limit in zip(answers, [6, 4], strict=True))
 
 
 def test_other_causal_models_generate_too(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -144,10 +144,8 @@ def choose(logits_BV: Tensor, temperature: float, top_p: float, draws_B: Tensor)
 
 def _invert(weight_BV: Tensor, draws_B: Tensor) -> Tensor:
     cumulative = weight_BV.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # A draw next to 1 may round up to the total: step back into the last entry that has weight.
-    target = torch.minimum(draws_B[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Draws are at most 1 - 2^-24, which float32 never rounds back up to the total: an entry without weight cannot win.
+    return torch.searchsorted(cumulative, draws_B[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
 
 
 def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
