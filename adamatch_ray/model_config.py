@@ -98,9 +98,11 @@ class AdaMatchConfig:
     negatives: Literal["global", "local"] = option("global", "negatives from all workers, or from the own batch only")
 
 
-def to_json(config: Any) -> str:
-    """A configuration as the text of a `config.json`."""
-    return json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
+def to_json(config: Any, kind: type | None = None) -> str:
+    """A configuration as the text of a `config.json`; only the fields of `kind`, when `config` is a subclass of it."""
+    values = asdict(config)
+    names = [f.name for f in fields(kind or type(config))]
+    return json.dumps({name: values[name] for name in names}, indent=2) + "\n"
 
 
 def from_dict(kind: type[Model], values: dict[str, Any]) -> Model:

@@ -49,7 +49,6 @@ def _run(shards: list[Any], run: StageRun) -> Iterator[dict[str, Any]]:
     from adamatch_ray.train.launch import start_ray
 
     start_ray(run.config.scale)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     data, root = run.config.data, run.root.uri
     items = [{"shard": pickle.dumps(shard)} for shard in shards]
     tasks = ray.data.from_items(items, override_num_blocks=len(items))

@@ -5,6 +5,7 @@ permuted within windows of a few shards. A worker's whole remaining run is one R
 continues at the very next row, and no pipeline is restarted between epochs.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -139,9 +140,8 @@ def training_batches(
             skip=max(0, start_step - epoch * per_epoch),
             window=window,
         )
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    quiet_ray_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     stream = ray.data.from_items([{"window": w} for w in windows], override_num_blocks=len(windows)).map_batches(
         WindowReader,
         fn_constructor_kwargs={"root": root},
@@ -152,6 +152,15 @@ def training_batches(
     batches = stream.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
     for _, batch in zip(range(start_step, total_steps), batches, strict=False):
         yield cast(Batch, batch)
+
+
+def quiet_ray_data() -> None:
+    """Keep Ray Data's own progress off the terminal; jobs show theirs, with an ETA."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def read_split(stage: Stage, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:

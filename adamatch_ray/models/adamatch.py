@@ -44,6 +44,9 @@ class Embeddings(NamedTuple):
     temperature: Tensor
 
 
+_KINDS: dict[str, type] = {"image": PVTConfig, "text": TextEncoderConfig, "adamatch": AdaMatchConfig}
+
+
 @dataclass(frozen=True)
 class AdaMatchSizes:
     """The three configurations that define an AdaMatch."""
@@ -125,8 +128,8 @@ def build(sizes: AdaMatchSizes, tokenizer: PreTrainedTokenizerBase) -> AdaMatch:
 def save(model: AdaMatch, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write `config.json`, `model.safetensors` and the text encoder's `text/` (config and tokenizer) to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("image", "text", "adamatch"):
-        (folder / f"{name}.json").write_text(to_json(getattr(model.sizes, name)))
+    for name, kind in _KINDS.items():
+        (folder / f"{name}.json").write_text(to_json(getattr(model.sizes, name), kind))
     tokenizer.save_pretrained(str(folder / "text"))
     model.text.bert.config.save_pretrained(str(folder / "text"))
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
@@ -134,12 +137,11 @@ def save(model: AdaMatch, tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
 
 def load(folder: Path) -> tuple[AdaMatch, PreTrainedTokenizerBase]:
     """The model and tokenizer that `save` wrote, in evaluation mode. Raises ValueError when the folder is not one."""
-    kinds = {"image": PVTConfig, "text": TextEncoderConfig, "adamatch": AdaMatchConfig}
-    missing = [f"{name}.json" for name in kinds if not (folder / f"{name}.json").is_file()]
+    missing = [f"{name}.json" for name in _KINDS if not (folder / f"{name}.json").is_file()]
     if missing:
         raise ValueError(f"{folder} is not an AdaMatch model folder: no {', '.join(missing)}")
-    texts = {name: (folder / f"{name}.json").read_text() for name in kinds}
-    parts: dict[str, Any] = {name: from_dict(kind, json.loads(texts[name])) for name, kind in kinds.items()}
+    texts = {name: (folder / f"{name}.json").read_text() for name in _KINDS}
+    parts: dict[str, Any] = {name: from_dict(kind, json.loads(texts[name])) for name, kind in _KINDS.items()}
     tokenizer = text_encoder.load_tokenizer(folder / "text")
     sizes = AdaMatchSizes(**parts)
     bert = text_encoder.bert_from_folder(folder / "text")

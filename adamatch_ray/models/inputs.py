@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def model_input(
-    image_BHW: np.ndarray | Tensor, size: int, device: torch.device, crop_B4: Tensor | None = None
-) -> Tensor:
+def model_input(image_BHW: np.ndarray, size: int, device: torch.device, crop_B4: Tensor | None = None) -> Tensor:
     """uint8 canvases [B, S, S] as [B, 3, size, size] in [-1, 1]; of each only the unit box `crop_B4`, when given."""
-    pixels = torch.as_tensor(image_BHW, device=device).unsqueeze(1).float()
+    # A batch from Ray is read-only memory, which torch would warn of sharing: this copies.
+    pixels = torch.tensor(image_BHW, device=device).unsqueeze(1).float()
     if crop_B4 is not None:
         pixels = F.grid_sample(pixels, _crop_grid(crop_B4.to(device), size), align_corners=False, padding_mode="zeros")
     elif pixels.shape[-1] != size:

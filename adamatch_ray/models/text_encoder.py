@@ -1,16 +1,16 @@
 """The report encoder: BERT hidden states of the words that may be matched (METHOD 1.3)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import BertWordPieceTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
 from adamatch_ray.model_config import TextEncoderConfig
-
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -94,11 +94,17 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def train_tokenizer(reports: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train a lower-casing WordPiece tokenizer on reports (of the train split) and save it to `folder`."""
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(reports, vocab_size=vocab_size, min_frequency=2, show_progress=False)
-    # Training numbers equally frequent pieces by chance; sorted, the same reports give the same ids.
-    pieces = sorted(trained.get_vocab(), key=lambda piece: (piece not in _SPECIAL, piece))
+    """A lower-casing WordPiece tokenizer from reports (of the train split), saved to `folder`.
+
+    Its pieces are every character, alone and as a continuation, and the most frequent whole words. The usual merges
+    would number equally frequent pieces by chance; this gives the same reports the same ids, always.
+    """
+    split = BertPreTokenizer()
+    counts = Counter(word for report in reports for word, _ in split.pre_tokenize_str(report.lower()))
+    characters = sorted({character for word in counts for character in word})
+    pieces = [*_SPECIAL, *characters, *("##" + character for character in characters)]
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    pieces += words[: max(0, vocab_size - len(pieces))]
     vocab = {piece: number for number, piece in enumerate(pieces)}
     BertTokenizer(vocab=vocab, do_lower_case=True).save_pretrained(str(folder))
 

@@ -13,19 +13,22 @@ from ray.train.torch import TorchTrainer
 
 from adamatch_ray.config import ScaleConfig, TrainConfig
 from adamatch_ray.data import loading
+from adamatch_ray.data.loading import quiet_ray_data
 from adamatch_ray.stages import StageRun
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_TRAIN_ENABLE_V2": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch shows every progress line twice
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 
 def start_ray(scale: ScaleConfig) -> None:
     """Join the cluster this job belongs to, or start a Ray of its own on this machine."""
+    quiet_ray_data()
     if ray.is_initialized():
         return
     for name, value in _QUIET.items():
@@ -38,7 +41,7 @@ def start_ray(scale: ScaleConfig) -> None:
     ray.init(
         address="local",
         num_cpus=cpus,
-        include_dashboard=False,
+        include_dashboard=True,  # Ray Train asks its state service whether a run is still alive
         logging_level=logging.WARNING,
         object_store_memory=int(os.environ.get("ADAMATCH_OBJECT_STORE", 1_000_000_000)),
     )
@@ -98,6 +101,7 @@ def _fit(
             storage_filesystem=run.stage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=score),
+            logging_config=ray.train.LoggingConfig("WARNING"),
         ),
     )
     return trainer.fit()
