@@ -15,7 +15,7 @@ def build_optimizer(model: nn.Module, train: TrainConfig, global_batch_size: int
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim < 2 or "pos_embed" in name or "position_embeddings" in name or "cls_token" in name
+            plain = parameter.ndim < 2 or "cls_token" in name or ".position" in name
             (kept if plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     lr = peak_lr(train, global_batch_size)
