@@ -24,7 +24,8 @@ def random_crops(count: int, smallest_area: float, generator: torch.Generator) -
     """
     u = torch.rand(count, 4, generator=generator)
     area = smallest_area + (1.0 - smallest_area) * u[:, 0]
-    ratio = torch.exp((2 * u[:, 1] - 1) * 0.0953)  # log 1.1
+    # log 1.1; a large crop has less room to be oblong
+    ratio = torch.exp((2 * u[:, 1] - 1) * 0.0953).clamp(min=area, max=1 / area)
     width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
     left, top = (1 - width) * u[:, 2], (1 - height) * u[:, 3]
     return torch.stack([left, top, left + width, top + height], 1)
