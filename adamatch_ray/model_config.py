@@ -27,7 +27,7 @@ class PVTConfig:
     depths: tuple[int, ...] = option((3, 4, 18, 3), "blocks of each stage")
     heads: tuple[int, ...] = option((1, 2, 5, 8), "attention heads of each stage")
     reductions: tuple[int, ...] = option((8, 4, 2, 1), "spatial reduction of keys and values, each stage")
-    mlp_ratios: tuple[float, ...] = option((8, 8, 4, 4), "MLP width over token width, each stage")
+    mlp_ratios: tuple[float, ...] = option((8.0, 8.0, 4.0, 4.0), "MLP width over token width, each stage")
     drop_path: float = option(0.1, "stochastic depth of the last block; earlier ones less")
     adapatch_stages: tuple[int, ...] = option((2, 3, 4), "stages whose patches are adaptive")
     samples: int = option(3, "k of the k x k points sampled in an adaptive patch")
