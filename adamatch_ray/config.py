@@ -17,7 +17,15 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConfig, option
+from adamatch_ray.model_config import (
+    AdaMatchConfig,
+    DiscriminatorConfig,
+    PVTConfig,
+    TextEncoderConfig,
+    VQGANConfig,
+    VQLossConfig,
+    option,
+)
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
 
@@ -84,6 +92,34 @@ class AdaMatchStage(AdaMatchConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+VQGAN_TRAIN = TrainConfig(
+    epochs=20, batch_size=8, optimizer="adamw", lr=1e-4, weight_decay=0.0, warmup=0.02, crop=1.0, checkpoint_steps=5000
+)
+"""The paper takes a published VQ-GAN and says nothing of its training; these are this project's."""
+
+
+@dataclass(frozen=True)
+class VQGANStage(VQGANConfig):
+    """The VQ-GAN and its training (METHOD 3)."""
+
+    init: str = option("", "published VQ-GAN to start from (.ckpt, .pt, .safetensors); with 0 epochs it is taken as is")
+    perceptual: Literal["encoder", "lpips", "none"] = option(
+        "encoder", "whose features judge a reconstruction: the encoder stage's, LPIPS where its weights are, nobody's"
+    )
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: VQLossConfig = field(default_factory=VQLossConfig)
+    train: TrainConfig = VQGAN_TRAIN
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """How images become tokens (METHOD 3)."""
+
+    precision: Literal["fp32", "bf16"] = option("fp32", "bf16 is quicker on a GPU and changes some tokens")
+    kernel: Literal["auto", "compiled", "torch"] = option("auto", "residual blocks on a CPU")
+    batch_size: int = option(0, "images that go through the model at once (0: 1 on a CPU, 64 on a GPU)")
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Scores on a split (METHOD 5)."""
@@ -114,6 +150,8 @@ class RunConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     encoder: EncoderStage = field(default_factory=EncoderStage)
     adamatch: AdaMatchStage = field(default_factory=AdaMatchStage)
+    vqgan: VQGANStage = field(default_factory=VQGANStage)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
@@ -124,9 +162,9 @@ def load_config(source: str, overrides: Mapping[str, str] | None = None) -> RunC
     Raises ValueError: unknown preset, missing file, unknown field (naming the nearest), value of a wrong type.
     """
     values = _read_yaml(source)
+    _refuse_unknown(RunConfig, values, "")
     for key, text in (overrides or {}).items():
         _assign(values, key, text)
-    _refuse_unknown(RunConfig, values, "")
     try:
         return TypeAdapter(RunConfig).validate_python(values)
     except ValidationError as error:
