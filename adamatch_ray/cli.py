@@ -42,17 +42,17 @@ def parse_command_line(arguments: Sequence[str], usage: str, choices: Sequence[s
     words: list[str] = []
     queue = list(arguments)
     while queue:
-        head, _, value = queue.pop(0).partition("=")
+        head, joined, value = queue.pop(0).partition("=")
         if head in ("-h", "--help"):
             print(help_text(usage))
             raise SystemExit(0)
         if head in switches:
             switches[head] = True
         elif head.startswith("--"):
-            if not value and not queue:
+            if not joined and (not queue or queue[0].startswith("--")):
                 raise ValueError(f"{head} needs a value")
             target = flags if head in flags else overrides
-            target[head if head in flags else head[2:]] = value or queue.pop(0)
+            target[head if head in flags else head[2:]] = value if joined else queue.pop(0)
         elif head in choices:
             words.append(head)
         else:
