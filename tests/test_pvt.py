@@ -178,7 +178,7 @@ def images(count: int = 2, side: int = 64) -> Tensor:
 
 @pytest.mark.parametrize(("stages", "count"), [((), 44_208_104), ((2, 3, 4), 46_131_758)])
 def test_parameter_counts(stages: tuple[int, ...], count: int) -> None:
-    config = PVTConfig(adapatch_stages=stages)
+    config = PVTConfig(adapatch_stages=stages, num_classes=1000)
     with torch.device("meta"):
         model = PyramidVisionTransformer(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
