@@ -81,7 +81,7 @@ def studies_root(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> P
     root = tmp_path_factory.mktemp("runs") / "tiny"
     shards, _ = preparing.plan(rows, config.data)
     files = {shard.file: preparing.make_shard(shard, config.data, str(root))["accepted"] for shard in shards}
-    counts = Counter({split: 0 for split in ("train", "validate", "test")})
+    counts = Counter(dict.fromkeys(("train", "validate", "test"), 0))
     for name, accepted in files.items():
         counts[name.split("/")[0]] += accepted
     settings = {"data": section(config, "data")}

@@ -1,5 +1,6 @@
 """The learning rate over a run, what is decayed, and LAMB under the released flags."""
 
+import itertools
 import math
 
 import pytest
@@ -15,8 +16,8 @@ from adamatch_ray.train.optim import build_optimizer, clip_gradients, lr_at, pea
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_half_cosine() -> None:
     rates = [lr_at(step, 100, 0.25) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 25) and rates[24] == 1.0 and max(rates) == 1.0
-    assert all(b > a for a, b in zip(rates[:24], rates[1:25], strict=True))
-    assert all(b < a for a, b in zip(rates[25:-1], rates[26:], strict=True))
+    assert all(b > a for a, b in itertools.pairwise(rates[:25]))
+    assert all(b < a for a, b in itertools.pairwise(rates[25:]))
     assert rates[25] == pytest.approx(1.0)
     assert rates[62] == pytest.approx(0.5 * (1 + math.cos(math.pi * 37 / 75)))
     assert 0 < rates[99] < 0.001
