@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import subprocess
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from adamatch_ray.ops import late_interaction as module
 from adamatch_ray.ops import native
+from adamatch_ray.ops.bench_late_interaction import Case, compare
 from adamatch_ray.ops.late_interaction import Backend, late_interaction, matched_pairs, naive
 from adamatch_ray.ops.ragged import Result, Side
 
@@ -326,6 +328,14 @@ def test_equal_images_tie_within_a_group_of_images() -> None:
     for one, other in pairwise(range(1, 30, 2)):
         assert torch.equal(scores.image_to_text_IJ[one], scores.image_to_text_IJ[other])
         assert torch.equal(scores.text_to_image_JI[:, one], scores.text_to_image_JI[:, other])
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+def test_benchmark_rows_compare_like_with_like(ragged: bool) -> None:
+    case = Case(images=3, texts=4, patches=5, words=50, dim=8, ragged=ragged)
+    assert case.inputs()[2].all().item() is not ragged
+    (row,) = compare(case, "native", repeats=1, memory=False)
+    assert row["agreement"] <= 1e-5 and row["unit"] == "s" and json.dumps(row)
 
 
 TRITON_CHECK = textwrap.dedent(

@@ -7,6 +7,7 @@ above the inputs, each contender in a fresh process. Every comparison first asse
     python -m adamatch_ray.ops.bench_late_interaction
 """
 
+import ctypes
 import datetime
 import json
 import platform
@@ -50,7 +51,7 @@ class Case:
         word = torch.randn(self.texts, self.words, self.dim, generator=generator)
         low, high = min(40, self.words), min(112, self.words)
         count = torch.randint(low, high + 1, (self.texts, 1), generator=generator)
-        mask = torch.arange(self.words) < (count if self.ragged else self.words)
+        mask = torch.arange(self.words) < (count if self.ragged else torch.full_like(count, self.words))
         patch, word = ((torch.nn.functional.normalize(x, dim=-1) * 1024).round() / 1024 for x in (patch, word))
         return patch.requires_grad_(), word.requires_grad_(), mask
 
@@ -87,7 +88,7 @@ def cpu_seconds(calls: dict[str, Callable[[], object]], repeats: int = 5) -> dic
 
 
 def peak_megabytes(case: Case, backend: Backend) -> float:
-    """Peak resident MB above the inputs during one step, in a fresh process. Linux only."""
+    """Peak resident MB above the inputs during one step, in a fresh process. Linux with glibc only."""
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, backend]
     command.append(json.dumps({**asdict(case), "threads": torch.get_num_threads()}))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -100,6 +101,7 @@ def _measure_peak(backend: Backend, settings: dict[str, Any]) -> float:
     torch.set_num_threads(settings.pop("threads"))
     step(backend, *Case(images=2, texts=2, patches=4, words=4, dim=16).inputs())  # loads libraries, starts threads
     inputs = Case(**settings).inputs()
+    ctypes.CDLL(None).malloc_trim(0)  # what making the inputs freed must not serve the step for nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _resident("VmRSS")
     step(backend, *inputs)
