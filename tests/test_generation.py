@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from adamatch_ray.engines import local_backend
 from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend, choose
 from adamatch_ray.instructions import InstructionBuilder, instruction_texts
@@ -166,12 +167,24 @@ class Scripted:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_answers_that_end_early_do_not_disturb_the_others(model: PreTrainedModel, decoder: str) -> None:
+def test_answers_that_end_early_do_not_disturb_the_others(
+    model: PreTrainedModel, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def counted(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Tensor) -> torch.Tensor:
+        drawn.append(len(logits))
+        return choose(logits, temperature, top_p, draws)
+
+    monkeypatch.setattr(local_backend, "choose", counted)
     backend = LocalBackend(model, 9, decoder)
-    plan = DecodePlan(0, 12, stop_id=3, temperature=4.0, top_p=1.0)
+    plan = DecodePlan(0, 12, stop_id=3, temperature=50.0, top_p=1.0)
     prompts = [[5, 6, 7 + i % 3] + [9] * (i % 4) for i in range(9)]
     limits = [30 - i for i in range(9)]
     together = backend.complete(prompts, limits, range(9), plan)
+    needed = sum(map(len, together))
+    assert max(map(len, together)) == len(drawn), "decoding went on after the last row had ended"
+    assert needed <= sum(drawn) < 2 * needed + 9, "rows that had ended were decoded further"
     alone = [backend.complete([prompts[i]], [limits[i]], [i], plan)[0] for i in range(9)]
     assert together == alone
     assert len(set(map(len, together))) > 3

@@ -90,6 +90,7 @@ class LocalBackend:
         rows = torch.arange(len(prompts), device=device)
         answers = torch.full((steps, len(prompts)), -1, dtype=torch.long, device=device)
         ends = torch.tensor(limits, device=device)
+        going = torch.ones_like(rows, dtype=torch.bool)
         for step in range(steps):
             logits = F.linear(hidden, weight, bias)
             ids = choose(logits, plan.temperature, plan.top_p, draws[step, : len(rows)]) + plan.first_id
@@ -97,7 +98,7 @@ class LocalBackend:
             if step + 1 == steps:
                 break
             if plan.stop_id is not None:
-                going = (ids != plan.stop_id) & (ends[rows] > step + 1)
+                going &= (ids != plan.stop_id) & (ends[rows] > step + 1)
                 left = int(going.sum())
                 if left == 0:
                     break
@@ -105,7 +106,7 @@ class LocalBackend:
                 if left <= len(rows) // 2:
                     alive = going.nonzero().flatten()
                     session.keep(alive)
-                    rows, ids, draws = rows[alive], ids[alive], draws[:, alive]
+                    rows, ids, draws, going = rows[alive], ids[alive], draws[:, alive], going[alive]
             hidden = session.step(ids)
         return [_cut(answer, limit, plan.stop_id) for answer, limit in zip(answers.t().tolist(), limits, strict=True)]
 
