@@ -92,10 +92,18 @@ class AdaMatchStage(AdaMatchConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-VQGAN_TRAIN = TrainConfig(
-    epochs=20, batch_size=8, optimizer="adamw", lr=1e-4, weight_decay=0.0, warmup=0.02, crop=1.0, checkpoint_steps=5000
-)
-"""The paper takes a published VQ-GAN and says nothing of its training; these are this project's."""
+@dataclass(frozen=True)
+class VQGANTrain(TrainConfig):
+    """How the VQ-GAN is fitted; the paper takes a trained one, so these defaults are the project's own."""
+
+    epochs: int = option(20, "passes over the train split")
+    batch_size: int = option(8, "studies per worker and step")
+    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser of both networks")
+    lr: float = option(1e-4, "peak learning rate of both networks")
+    weight_decay: float = option(0.0, "weight decay (none on biases and norms)")
+    warmup: float = option(0.02, "share of the steps with rising learning rate; cosine decay follows")
+    crop: float = option(1.0, "smallest area of the random resized crop in training (1: no crop)")
+    beta1: float = option(0.5, "decay of the optimisers' first moment; the second's is 0.9")
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,13 @@ class VQGANStage(VQGANConfig):
     )
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: VQLossConfig = field(default_factory=VQLossConfig)
-    train: TrainConfig = VQGAN_TRAIN
+    train: VQGANTrain = field(default_factory=VQGANTrain)
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the losses look through the disease classifier of the encoder stage."""
+        perceptual = self.perceptual == "encoder" and self.loss.perceptual_weight > 0
+        return self.train.epochs > 0 and (perceptual or self.loss.clinical_weight > 0)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,72 @@ class AdaMatchConfig:
     negatives: Literal["global", "local"] = option("global", "negatives from all workers, or from the own batch only")
 
 
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Size of a VQ-GAN; the defaults are the paper's (METHOD 3)."""
+
+    image_size: int = option(256, "side of the square image, pixels")
+    in_channels: int = option(3, "image channels; published files have 3, gray is replicated")
+    ch: int = option(128, "channels at full resolution")
+    ch_mult: tuple[int, ...] = option((1, 1, 2, 2, 4), "channel multiple of each level; each further one halves a side")
+    num_res_blocks: int = option(2, "residual blocks a level (the decoder has one more)")
+    attn_resolutions: tuple[int, ...] = option((16,), "sides at which attention is added")
+    groups: int = option(32, "groups of each normalisation; published files have 32")
+    z_channels: int = option(256, "channels the encoder ends with")
+    codes: int = option(1024, "number of codes")
+    code_dim: int = option(256, "length of a code's vector")
+    beta: float = option(0.25, "weight of the commitment term")
+    legacy_beta: bool = option(False, "put beta on the codebook term, as published")
+    ema_decay: float = option(0.0, "above 0: codes follow a moving average, not gradients")
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.downsampling:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of {self.downsampling} for this ch_mult")
+        if self.groups < 1 or any(self.ch * mult % self.groups for mult in self.ch_mult):
+            raise ValueError(
+                f"ch {self.ch} times each of ch_mult {self.ch_mult} must be a multiple of groups {self.groups}"
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
+        if self.ema_decay and self.legacy_beta:
+            raise ValueError("legacy_beta weighs the codebook term, which ema_decay > 0 replaces: choose one")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels to a side of one cell."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def grid(self) -> int:
+        """Cells to a side."""
+        return self.image_size // self.downsampling
+
+    @property
+    def tokens(self) -> int:
+        """Codes of one image."""
+        return self.grid**2
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Size of a patch discriminator; the defaults are the published ones (METHOD 3)."""
+
+    ch: int = option(64, "channels of the first layer")
+    layers: int = option(3, "layers of stride 2; 3 judge patches of 70 x 70 pixels")
+
+
+@dataclass(frozen=True)
+class VQLossConfig:
+    """Weights of the VQ-GAN's losses (METHOD 3)."""
+
+    structure_weight: float = option(0.0, "weight of 1 - SSIM")
+    perceptual_weight: float = option(1.0, "weight of the perceptual term")
+    clinical_weight: float = option(0.0, "weight of the X-ray classifier's pooled features; 100 is in use elsewhere")
+    codebook_weight: float = option(1.0, "weight of codebook and commitment terms")
+    adversarial_weight: float = option(0.8, "factor on the adaptive adversarial weight (0: no discriminator)")
+    adversarial_start: int = option(10_000, "step at which the discriminator joins")
+
+
 def to_json(config: Any, kind: type | None = None) -> str:
     """A configuration as the text of a `config.json`; only the fields of `kind`, when `config` is a subclass of it."""
     values = asdict(config)

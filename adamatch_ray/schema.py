@@ -91,3 +91,14 @@ QUARANTINE = pa.schema(
     ]
 )
 """One row that was seen and not accepted, with the reason a person can act on."""
+
+TOKENS = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("dicom_id", pa.string()),
+        ("split", pa.string()),
+        ("tokens", pa.list_(pa.uint16())),
+        ("model", pa.string()),
+    ]
+)
+"""The codes of one image, row by row of the grid, and the fingerprint of the VQ-GAN that read them."""

@@ -24,6 +24,8 @@ SECTIONS = {
     "studies": ("data",),
     "encoder": ("image", "encoder"),
     "adamatch": ("image", "text", "adamatch"),
+    "vqgan": ("vqgan",),
+    "tokens": ("tokens",),
     "metrics": ("evaluate",),
 }
 """The sections of the configuration that decide a stage's output, besides its parents."""
@@ -40,7 +42,7 @@ class StageRun:
         self.settings: dict[str, Any] = {key: section(command.config, key) for key in SECTIONS[name]}
         if name == "encoder":  # the ablation without adaptive patches needs its own encoder
             self.settings["adapatch"] = command.config.adamatch.adapatch
-        if name in ("encoder", "adamatch"):  # they set the global batch
+        if name in ("encoder", "adamatch", "vqgan"):  # they set the global batch
             self.settings["workers"] = command.config.scale.workers
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
@@ -105,7 +107,9 @@ class StageRun:
         return manifest
 
     def _without_encoder(self) -> bool:
-        return self.name == "adamatch" and self.config.adamatch.init != "encoder"
+        if self.name == "adamatch":
+            return self.config.adamatch.init != "encoder"
+        return self.name == "vqgan" and not self.config.vqgan.needs_encoder
 
     def _show_plan(self, parents: list[str]) -> dict[str, Any]:
         scale = self.config.scale

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from adamatch_ray.engines.bench_image_tokens import measure_vqgan_encode
 from adamatch_ray.engines.image_tokens import ImageTokenizer, tokens_of_box
+from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
-from adamatch_ray.models.vqgan_config import VQGANConfig
 
 SIZES = {
     gray: VQGANConfig(

@@ -2,6 +2,7 @@
 
 import threading
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adamatch_ray.config import load_config
 from adamatch_ray.losses.vqgan import (
     adaptive_weight,
     discriminator_losses,
@@ -17,10 +19,10 @@ from adamatch_ray.losses.vqgan import (
     generator_losses,
     training_step,
 )
+from adamatch_ray.model_config import DiscriminatorConfig, VQGANConfig, VQLossConfig
 from adamatch_ray.models.discriminator import PatchDiscriminator
 from adamatch_ray.models.quantizer import CodeKeeper, Quantized, VectorQuantizer
 from adamatch_ray.models.vqgan import VQGAN
-from adamatch_ray.models.vqgan_config import PHANTOM_VQGAN, DiscriminatorConfig, VQGANConfig, VQLossConfig
 from adamatch_ray.models.vqgan_io import fingerprint, load_checkpoint, load_pretrained, save_pretrained
 from adamatch_ray.models.vqgan_layers import Downsample
 
@@ -203,7 +205,7 @@ def test_impossible_sizes_name_the_field(change: dict[str, float]) -> None:
 
 def test_phantom_size_is_small() -> None:
     with torch.device("meta"):
-        model = VQGAN(PHANTOM_VQGAN)
+        model = VQGAN(load_config("phantom").vqgan)
     assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
 
 
@@ -325,7 +327,7 @@ def test_two_workers_keep_the_same_codes() -> None:
 
 def judge(channels: int = 1) -> PatchDiscriminator:
     torch.manual_seed(5)
-    return PatchDiscriminator(DiscriminatorConfig(channels, ch=8, layers=1))
+    return PatchDiscriminator(DiscriminatorConfig(ch=8, layers=1), channels)
 
 
 def test_discriminator_has_the_published_layout() -> None:
@@ -397,8 +399,8 @@ def test_total_adds_up_with_perceptual_and_clinical_features() -> None:
         step=0,
         config=config,
         last_layer=model.decoder.conv_out.weight,
-        perceptual=lambda x: [F.avg_pool2d(x, 2), x.mean((2, 3))],
-        clinical=lambda x: x.mean((1, 2, 3)),
+        perceptual=partial(feature_distance, lambda x: [F.avg_pool2d(x, 2), x.mean((2, 3))]),
+        clinical=partial(feature_distance, lambda x: x.mean((1, 2, 3))),
     )
     made = output.reconstruction
     wide = (F.avg_pool2d(made - image, 2) ** 2).mean()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from adamatch_ray.data.images import Decoded, to_canvas
 from adamatch_ray.data.phantom import generate
 from adamatch_ray.engines.image_tokens import ImageTokenizer
+from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
-from adamatch_ray.models.vqgan_config import VQGANConfig
 
 Tokens = NDArray[np.integer]
 Row = dict[str, str | int | float]

@@ -1,4 +1,4 @@
-"""The losses of the VQ-GAN: L1, perceptual, quantizer and a hinge adversarial term of adaptive weight (METHOD 3).
+"""The losses of the VQ-GAN: L1, structure, perceptual, quantizer, and hinge adversarial of adaptive weight (METHOD 3).
 
 The functions only compute: the training loop that calls them owns optimizers, steps and wrappers.
 """
@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adamatch_ray.losses.structure import structural_similarity
+from adamatch_ray.model_config import VQLossConfig
 from adamatch_ray.models.vqgan import VQOutput
-from adamatch_ray.models.vqgan_config import VQLossConfig
 
 Features = Callable[[Tensor], Tensor | Sequence[Tensor]]
 """Image [B, C, H, W] in [-1, 1] to one or several feature tensors; frozen, yet gradients pass to the image."""
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Images and their reconstructions [B, C, H, W] in [-1, 1] to a scalar; the gradient is the reconstruction's."""
 
 Judge = Callable[..., Sequence[Tensor]]
 """Several image batches to one logits tensor each, as `PatchDiscriminator` does."""
@@ -26,6 +30,7 @@ class GeneratorLosses(NamedTuple):
 
     total: Tensor
     reconstruction: Tensor
+    structure: Tensor
     perceptual: Tensor
     clinical: Tensor
     quantization: Tensor
@@ -75,8 +80,8 @@ def generator_losses(
     config: VQLossConfig,
     last_layer: Tensor,
     discriminator: nn.Module | None = None,
-    perceptual: Features | None = None,
-    clinical: Features | None = None,
+    perceptual: Distance | None = None,
+    clinical: Distance | None = None,
 ) -> GeneratorLosses:
     """Losses of encoder, decoder and codes for images [B, C, H, W] at global step `step`.
 
@@ -85,9 +90,11 @@ def generator_losses(
     """
     zero = image.new_zeros(())
     reconstruction = F.l1_loss(output.reconstruction, image)
-    perceived = feature_distance(perceptual, image, output.reconstruction) if perceptual else zero
-    clinically = feature_distance(clinical, image, output.reconstruction) if clinical else zero
-    fidelity = reconstruction + config.perceptual_weight * perceived + config.clinical_weight * clinically
+    unlike = 1.0 - structural_similarity(image, output.reconstruction).mean() if config.structure_weight else zero
+    perceived = perceptual(image, output.reconstruction) if perceptual else zero
+    clinically = clinical(image, output.reconstruction) if clinical else zero
+    fidelity = reconstruction + config.structure_weight * unlike
+    fidelity = fidelity + config.perceptual_weight * perceived + config.clinical_weight * clinically
     adversarial, weight = zero, zero
     if _adversarial(step, config):
         if discriminator is None:
@@ -100,6 +107,7 @@ def generator_losses(
     return GeneratorLosses(
         total,
         reconstruction.detach(),
+        unlike.detach(),
         perceived.detach(),
         clinically.detach(),
         output.quantized.loss.detach(),
@@ -124,8 +132,8 @@ def training_step(
     last_layer: Tensor,
     discriminator: nn.Module | None = None,
     judge: Judge | None = None,
-    perceptual: Features | None = None,
-    clinical: Features | None = None,
+    perceptual: Distance | None = None,
+    clinical: Distance | None = None,
 ) -> VQStep:
     """One forward of everything: go backward from `generator.total` and `discriminator.total`, in either order.
 

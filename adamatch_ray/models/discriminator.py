@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from adamatch_ray.models.vqgan_config import DiscriminatorConfig
+from adamatch_ray.model_config import DiscriminatorConfig
 
 
 class PatchDiscriminator(nn.Module):
@@ -12,9 +12,9 @@ class PatchDiscriminator(nn.Module):
     Its state dict has the published names (`main.0.weight`, ...).
     """
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    def __init__(self, config: DiscriminatorConfig, in_channels: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(config.in_channels, config.ch, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, config.ch, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         width = config.ch
         for i in range(1, config.layers + 1):
             inputs, width = width, config.ch * min(2**i, 8)

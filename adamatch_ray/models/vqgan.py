@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.quantizer import Quantized, VectorQuantizer
-from adamatch_ray.models.vqgan_config import VQGANConfig
 from adamatch_ray.models.vqgan_layers import Downsample, Level, Middle, Upsample, group_norm, norm_swish
 
 
@@ -31,12 +31,12 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, (inputs, outputs) in enumerate(zip([config.ch, *widths[:-1]], widths, strict=True)):
             attention = config.image_size // 2**i in config.attn_resolutions
-            level = Level(inputs, outputs, config.num_res_blocks, attention)
+            level = Level(inputs, outputs, config.num_res_blocks, attention, config.groups)
             if i < last:
                 level.downsample = Downsample(outputs)
             self.down.append(level)
-        self.mid = Middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
+        self.mid = Middle(widths[-1], config.groups)
+        self.norm_out = group_norm(widths[-1], config.groups)
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -54,15 +54,15 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * mult for mult in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], config.groups)
         self.up = nn.ModuleList()
         for i, (inputs, outputs) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
             attention = config.image_size // 2**i in config.attn_resolutions
-            level = Level(inputs, outputs, config.num_res_blocks + 1, attention)
+            level = Level(inputs, outputs, config.num_res_blocks + 1, attention, config.groups)
             if i > 0:
                 level.upsample = Upsample(outputs)
             self.up.append(level)
-        self.norm_out = group_norm(widths[0])
+        self.norm_out = group_norm(widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
-from adamatch_ray.models.vqgan_config import VQGANConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -2,9 +2,9 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -13,35 +13,54 @@ from torch import nn
 from adamatch_ray.train.distributed import Worker
 
 
+class Stateful(Protocol):
+    """Anything whose state can be taken and put back: a module, an optimiser, a running average."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
 @dataclass
 class TrainState:
-    """What changes while a model is fitted. `step` counts finished optimiser steps."""
+    """What changes while a model is fitted. `step` counts finished optimiser steps; `others` go by name."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     best: float = float("-inf")
+    others: dict[str, Stateful] = field(default_factory=dict)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a resumed run needs; tensors are not copied."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "others": {name: part.state_dict() for name, part in self.others.items()},
+        }
+
+    def put_back(self, saved: dict[str, Any]) -> None:
+        """Continue from a snapshot."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best = saved["step"], saved["best"]
+        for name, part in self.others.items():
+            part.load_state_dict(saved["others"][name])
 
 
 def report(state: TrainState, worker: Worker, metrics: dict[str, float], save_model: Callable[[Path], None]) -> None:
     """Tell Ray Train the metrics with a checkpoint; every worker calls it equally often, the first one writes.
 
-    The checkpoint holds `state.pt` (model, optimiser, step) and what `save_model` writes under `model/`.
+    The checkpoint holds `state.pt` (a snapshot) and what `save_model` writes under `model/`.
     """
     metrics = {**metrics, "step": state.step}
     if not worker.is_first:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(
-            {
-                "model": state.model.state_dict(),
-                "optimizer": state.optimizer.state_dict(),
-                "step": state.step,
-                "best": state.best,
-            },
-            Path(folder) / "state.pt",
-        )
+        torch.save(state.snapshot(), Path(folder) / "state.pt")
         save_model(Path(folder) / "model")
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -54,6 +73,4 @@ def restore(state: TrainState, path: str) -> None:
         return
     with checkpoint.as_directory() as folder:
         saved: dict[str, Any] = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.step, state.best = saved["step"], saved["best"]
+    state.put_back(saved)
