@@ -1,0 +1,138 @@
+"""What a job does around its work: skip, refuse, make what is missing, plan, commit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamatch_ray import stages
+from adamatch_ray.artifacts import JOBS, Root
+from adamatch_ray.cli import parse_command_line
+from adamatch_ray.stages import PARENTS, SECTIONS, StageRun
+
+
+def run(name: str, root: Path, *arguments: str) -> StageRun:
+    return StageRun(parse_command_line(["--root", str(root), *arguments], "usage"), name)
+
+
+def finish(name: str, root: Path, *arguments: str) -> dict[str, Any]:
+    stage_run = run(name, root, *arguments)
+    assert stage_run.begin() is None
+    return stage_run.finish({"score": 0.5}, {"studies": 3}, {"train/a": 3})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with every stage finished, as far as manifests say."""
+    for name in JOBS:
+        if name in PARENTS:
+            finish(name, tmp_path)
+    return tmp_path
+
+
+def test_a_finished_job_answers_with_its_figures_and_commits_its_settings(tmp_path: Path) -> None:
+    answer = finish("studies", tmp_path, "--data.seed", "5")
+    assert (answer["stage"], answer["status"], answer["output"]) == ("studies", "done", f"{tmp_path}/studies")
+    assert answer["studies"] == 3 and answer["score"] == 0.5 and answer["seconds"] >= 0
+    json.dumps(answer)
+    manifest = Root(str(tmp_path)).stage("studies").require()
+    assert manifest.config["data"]["seed"] == 5 and manifest.files == {"train/a": 3}
+
+
+def test_finished_stages_are_skipped_and_say_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in PARENTS:
+        answer = run(name, root).begin()
+        assert answer is not None and answer["status"] == "skipped"
+        assert f"{name}: finished before with these inputs, skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "named"),
+    [
+        ("studies", "data.seed", "3", "data.seed: 0 -> 3"),
+        ("encoder", "encoder.train.epochs", "99", "encoder.train.epochs"),
+        ("encoder", "adamatch.adapatch", "false", "adapatch: True -> False"),
+        ("encoder", "scale.workers", "2", "workers: 1 -> 2"),
+        ("adamatch", "text.max_tokens", "50", "text.max_tokens"),
+        ("metrics", "evaluate.split", "train", "evaluate.split: 'test' -> 'train'"),
+    ],
+)
+def test_other_settings_make_a_stage_stale(name: str, key: str, value: str, named: str, root: Path) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        run(name, root, f"--{key}", value).begin()
+    assert "--overwrite" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["scale.loaders", "scale.max_failures", "scale.local_cpus"])
+def test_where_a_stage_runs_does_not_decide_what_it_is(key: str, root: Path) -> None:
+    for name in PARENTS:
+        answer = run(name, root, f"--{key}", "7").begin()
+        assert answer is not None and answer["status"] == "skipped"
+
+
+def test_remaking_a_parent_makes_its_children_stale(root: Path) -> None:
+    finish("studies", root, "--data.seed", "1", "--overwrite")
+    for child in ("encoder", "adamatch"):
+        with pytest.raises(ValueError, match="parent studies"):
+            run(child, root).begin()
+
+
+def test_what_a_command_says_of_a_parent_must_hold(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"studies was made with data\.seed 0, not 4; run jobs/prepare_data\.py"):
+        run("encoder", root, "--data.seed", "4").begin()
+    answer = run("encoder", root, "--data.seed", "0").begin()
+    assert answer is not None and answer["status"] == "skipped"
+
+
+def test_a_missing_parent_is_made_first_with_the_same_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def run_job(job: str, arguments: list[str]) -> dict[str, Any]:
+        asked.append((job, arguments))
+        return finish("studies", tmp_path, "--data.seed", "9")
+
+    monkeypatch.setattr(stages, "run_job", run_job)
+    assert run("encoder", tmp_path, "--data.seed", "9").begin() is None
+    assert asked == [("prepare_data", ["--config", "phantom", "--root", str(tmp_path), "--data.seed", "9"])]
+    assert "studies is missing, making it first" in capsys.readouterr().err
+
+
+def test_a_parent_that_cannot_be_made_names_the_command_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "jobs" / "train_adamatch.py")])  # no such job beside this one
+    with pytest.raises(ValueError, match=r"prepare_data failed \(exit 2\); go on with: python jobs/prepare_data\.py"):
+        run("encoder", tmp_path).begin()
+
+
+def test_other_jobs_run_in_their_own_process_and_answer_on_their_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "prepare_data.py"
+    script.write_text("import json, sys\nprint('chatter')\nprint(json.dumps({'said': sys.argv[1:]}))\n")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "train_adamatch.py")])
+    assert stages.run_job("prepare_data", ["--root", "x y"]) == {"said": ["--root", "x y"]}
+
+
+def test_adamatch_needs_no_encoder_when_it_starts_from_elsewhere(root: Path) -> None:
+    (root / "encoder" / "manifest.json").unlink()
+    begun = run("adamatch", root, "--adamatch.init", "none", "--overwrite")
+    assert begun.begin() is None and set(begun.parents) == {"studies"}
+
+
+def test_a_dry_run_shows_the_plan_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = run("adamatch", tmp_path / "run", "--dry-run", "--adamatch.dim", "64").begin()
+    assert answer is not None and answer["status"] == "planned"
+    out = capsys.readouterr().out
+    assert "dim: 64" in out and "# parent studies: missing: python jobs/prepare_data.py" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_stage_that_can_be_made_names_sections_of_the_configuration() -> None:
+    assert PARENTS.keys() == SECTIONS.keys() <= JOBS.keys()
+    order = list(JOBS)
+    for name, parents in PARENTS.items():
+        assert all(order.index(parent) < order.index(name) for parent in parents)
