@@ -3,12 +3,14 @@
 Run every stage in order on one root, skipping what is finished; stop at the first failure with the command to resume.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from adamatch_ray.artifacts import JOBS
 from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.config import ScaleConfig
 from adamatch_ray.stages import PARENTS, run_job
 
 
@@ -16,12 +18,24 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Run the jobs of all stages that exist so far; the answer holds each one's answer."""
     command = parse_command_line(arguments, __doc__ or "")
     stages = [name for name in JOBS if name in PARENTS]
+    if not command.dry_run:
+        _share_one_ray(command.config.scale)
     answers: dict[str, Any] = {}
     for number, name in enumerate(stages, start=1):
         print(f"[{number}/{len(stages)}] {JOBS[name]}", file=sys.stderr)
         answers[name] = run_job(JOBS[name], list(arguments))
     seconds = round(sum(answer["seconds"] for answer in answers.values()), 1)
     return {"stage": "pipeline", "status": "done", "output": command.root, "seconds": seconds, "stages": answers}
+
+
+def _share_one_ray(scale: ScaleConfig) -> None:
+    """Start Ray here once, for the jobs of all stages, unless there is a cluster already."""
+    import ray
+
+    from adamatch_ray.train.launch import start_ray
+
+    start_ray(scale)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 if __name__ == "__main__":

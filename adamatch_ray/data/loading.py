@@ -5,9 +5,10 @@ permuted within windows of a few shards. A worker's whole remaining run is one R
 continues at the very next row, and no pipeline is restarted between epochs.
 """
 
+import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -98,7 +99,7 @@ class WindowReader:
         return to_batch(table.take(pa.array(order)))
 
     def __call__(self, item: dict[str, Any]) -> Batch:
-        return self.read(item["window"][0])
+        return self.read(Window(**json.loads(item["window"][0])))
 
 
 def to_batch(table: pa.Table) -> Batch:
@@ -142,7 +143,8 @@ def training_batches(
         )
     quiet_ray_data()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    stream = ray.data.from_items([{"window": w} for w in windows], override_num_blocks=len(windows)).map_batches(
+    items = [{"window": json.dumps(asdict(window))} for window in windows]
+    stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         WindowReader,
         fn_constructor_kwargs={"root": root},
         compute=ray.data.ActorPoolStrategy(size=loaders),

@@ -41,7 +41,7 @@ def contrastive_loss(
     word_JND, mask_JN = gather_padded(text.word_BND, text.mask_BN, gather)
     group_J = gather(group_b)
     b = group_b.shape[0]
-    own_j = torch.arange(b, device=group_b.device) + rank * b
+    own_j = torch.arange(b, device=group_b.device) + (0 if gather is identity else rank * b)
     ignored_bJ = group_b.unsqueeze(1) == group_J.unsqueeze(0)
     ignored_bJ[torch.arange(b, device=group_b.device), own_j] = False
     losses, hits = [], []

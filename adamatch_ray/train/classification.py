@@ -60,7 +60,7 @@ def classification_loop(settings: dict[str, Any]) -> None:
 
 def targets(labels_BL: Any, policy: EncoderStage) -> Tensor:
     """Labels (1, 0, -1, NaN) as 1, 0 or NaN (left out of the loss), by the policy on uncertain and blank ones."""
-    labels = torch.as_tensor(labels_BL, dtype=torch.float32)
+    labels = torch.tensor(labels_BL, dtype=torch.float32)  # a copy: batches from Ray are read-only
     uncertain = {"mask": float("nan"), "positive": 1.0, "negative": 0.0}[policy.uncertain]
     blank = {"mask": float("nan"), "negative": 0.0}[policy.blank]
     # A study whose labels are all blank was not labelled at all: nothing is known of it.

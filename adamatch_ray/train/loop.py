@@ -79,7 +79,8 @@ def run(task: Task, settings: dict[str, Any], worker: Worker) -> None:
             if scores:
                 tracker.score(state.step, scores)
             tracker.flush()
-            checkpoint.report(state, worker, {task.score: state.best, **scores}, task.save_model)
+            # A state that was not scored must never pass for the best one.
+            checkpoint.report(state, worker, {task.score: -1.0, **scores}, task.save_model)
             began = time.monotonic()
 
 
@@ -110,5 +111,4 @@ def _validate(task: Task, state: checkpoint.TrainState, worker: Worker, per_epoc
     task.model.eval()
     with torch.inference_mode(), worker.autocast():
         scores = task.validate(worker)
-    state.best = max(state.best, scores[task.score])
     return scores
