@@ -16,6 +16,8 @@ PARENTS = {
     "studies": (),
     "encoder": ("studies",),
     "adamatch": ("studies", "encoder"),
+    "vqgan": ("studies", "encoder"),
+    "tokens": ("studies", "vqgan"),
     "metrics": ("studies", "adamatch"),
 }
 """The stages a stage is made from."""

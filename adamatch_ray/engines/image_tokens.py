@@ -91,7 +91,7 @@ class ImageTokenizer:
         images = torch.empty(len(indices_BT), side, side, dtype=torch.uint8, device=self.device)
         with self._inference():
             for rows in self._batches(len(indices_BT)):
-                images[rows] = _to_gray(self._running.decode_tokens(indices_BT[rows]))
+                images[rows] = to_gray(self._running.decode_tokens(indices_BT[rows]))
         return images.cpu().numpy()
 
     def _choose_kernel(self, wanted: str, channels_last: bool) -> str:
@@ -149,7 +149,7 @@ def tokens_of_box(indices_T: NDArray[np.integer], box: tuple[float, float, float
     return [int(token) for token in np.asarray(indices_T)[covered]]
 
 
-def _to_gray(image: Tensor) -> Tensor:
+def to_gray(image: Tensor) -> Tensor:
     """Image [B, C, H, W] in about [-1, 1] to [B, H, W] uint8."""
     return image.float().mean(1).add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 

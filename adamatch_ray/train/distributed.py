@@ -43,6 +43,11 @@ class Worker:
         # Stages behind the matched one have no part in the loss.
         return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the workers."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
     def mean(self, value: Tensor) -> float:
         """A scalar averaged over the workers."""
         if self.world > 1:

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from adamatch_ray.artifacts import Stage
+from adamatch_ray.data.images import Pixels, encode_png
 
 
 class Tracker(Protocol):
@@ -20,6 +21,9 @@ class Tracker(Protocol):
 
     def score(self, step: int, values: dict[str, float]) -> None:
         """After a validation."""
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        """A gray picture [H, W], after a validation."""
 
     def flush(self) -> None:
         """Make everything told so far durable (at a checkpoint, at the end)."""
@@ -34,12 +38,15 @@ class SilentTracker:
     def score(self, step: int, values: dict[str, float]) -> None:
         pass
 
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        pass
+
     def flush(self) -> None:
         pass
 
 
 class RunTracker:
-    """Writes to the stage: `metrics.jsonl` and `tensorboard/`; a line to stderr every few seconds."""
+    """Writes to the stage: `metrics.jsonl`, `tensorboard/` and `pictures/`; a line to stderr every few seconds."""
 
     def __init__(self, stage: Stage, start: int, total: int, interval: float = 5.0) -> None:
         self.stage, self.total, self.interval = stage, total, interval
@@ -61,6 +68,10 @@ class RunTracker:
     def score(self, step: int, values: dict[str, float]) -> None:
         self._write(step, values, "validate")
         print(f"{self.stage.name} {step}/{self.total} · validate: {_text(values)}", file=sys.stderr)
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        self.board.add_image(name, pixels, step, dataformats="HW")
+        self.stage.write_bytes(f"pictures/{name}-{step:07d}.png", encode_png(pixels))
 
     def flush(self) -> None:
         self.board.flush()
