@@ -110,13 +110,25 @@ def train_tokenizer(reports: Iterable[str], vocab_size: int, folder: Path) -> No
 
 
 def load_bert(config: TextEncoderConfig) -> BertModel:
-    """The pre-trained encoder of a hub name or local folder, in fp32, with its first `config.layers` layers."""
+    """The pre-trained encoder of a hub name or local folder, in fp32, with its first `config.layers` layers.
+
+    Raises ValueError when it cannot be had, or has no weights for all of these layers.
+    """
     try:
-        return BertModel.from_pretrained(
-            config.name_or_path, num_hidden_layers=config.layers, add_pooling_layer=False, dtype=torch.float32
+        bert, found = BertModel.from_pretrained(
+            config.name_or_path,
+            num_hidden_layers=config.layers,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except OSError as error:
         raise ValueError(f"text.name_or_path {config.name_or_path}: cannot be loaded ({_first_line(error)})") from None
+    if missing := sorted(found["missing_keys"]):  # they would stay random
+        raise ValueError(
+            f"text.name_or_path {config.name_or_path} has no {missing[0]}; is it a BERT of text.layers {config.layers}?"
+        )
+    return bert
 
 
 def new_bert(config: TextEncoderConfig, vocab_size: int) -> BertModel:
