@@ -95,7 +95,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "PreTrainedTokenizerB
     from adamatch_ray.models import text_encoder
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    text_encoder.train_tokenizer(REPORTS, 80, folder)
+    text_encoder.train_tokenizer(REPORTS, 60, folder)
     return text_encoder.load_tokenizer(folder)
 
 
