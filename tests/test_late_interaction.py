@@ -15,6 +15,7 @@ from torch import Tensor
 from adamatch_ray.ops import late_interaction as module
 from adamatch_ray.ops import native
 from adamatch_ray.ops.bench_late_interaction import Case, compare
+from adamatch_ray.ops.compile import CompilerUnavailable, compiled
 from adamatch_ray.ops.late_interaction import Backend, late_interaction, matched_pairs, naive
 from adamatch_ray.ops.ragged import Result, Side
 
@@ -292,7 +293,7 @@ def test_without_a_compiler_torch_is_used_and_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def missing() -> None:
-        raise native.NativeUnavailable("no C++ compiler found: install g++")
+        raise CompilerUnavailable("no C++ compiler found: install g++")
 
     monkeypatch.setattr(native, "library", missing)
     for cached in (module._automatic, module._warn_once):
@@ -303,7 +304,7 @@ def test_without_a_compiler_torch_is_used_and_said_once(
             results = [late_interaction(*inputs) for _ in range(2)]
         assert [record.message.count("install g++") for record in caplog.records] == [1]
         torch.testing.assert_close(results[0], naive(*inputs))
-        with pytest.raises(native.NativeUnavailable, match="install g\\+\\+"):
+        with pytest.raises(CompilerUnavailable, match="install g\\+\\+"):
             late_interaction(*inputs, backend="native")
     finally:
         module._automatic.cache_clear()
@@ -312,9 +313,9 @@ def test_without_a_compiler_torch_is_used_and_said_once(
 @pytest.mark.slow
 def test_several_that_compile_at_once_all_get_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build = native.library.__wrapped__  # past the cache: each caller is as a process of its own
+    build = compiled.__wrapped__  # past the cache: each caller is as a process of its own
     with ThreadPoolExecutor() as pool:
-        libraries = list(pool.map(lambda _: build(), range(2)))
+        libraries = list(pool.map(lambda _: build("late_interaction"), range(2)))
     assert all(library.late_interaction_forward for library in libraries)
     files = list((tmp_path / "adamatch_ray").iterdir())
     assert len(files) == 1 and files[0].suffix == ".so"

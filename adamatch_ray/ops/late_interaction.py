@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adamatch_ray.ops import native, ragged
+from adamatch_ray.ops.compile import CompilerUnavailable
 from adamatch_ray.ops.ragged import Result, Side
 
 Backend = Literal["auto", "native", "torch", "triton", "naive"]
@@ -61,7 +62,7 @@ def late_interaction(
 
     `backend`: `native` (C++, fp32 on a CPU), `triton` (CUDA), `torch` (anywhere, by blocks), `naive` (stores all
     products; for checks), `auto` the fastest that can run. Raises `ValueError` for shapes that do not fit, an image
-    or text without a valid row, and a backend that cannot take these tensors; `native.NativeUnavailable` if `native`
+    or text without a valid row, and a backend that cannot take these tensors; `CompilerUnavailable` if `native`
     is asked for by name and cannot be compiled.
     """
     _check(patch_IPD, word_JND, word_mask_JN, patch_mask_IP)
@@ -203,7 +204,7 @@ def _automatic(device: str, words: int) -> ModuleType:
         if device == "cuda":
             kernel = _triton()
             return kernel if words <= kernel.MAX_WORDS else ragged
-    except (native.NativeUnavailable, ValueError) as error:
+    except (CompilerUnavailable, ValueError) as error:
         _warn_once(str(error))
     return ragged
 
