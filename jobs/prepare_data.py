@@ -41,20 +41,25 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _run(shards: list[Any], run: StageRun) -> Iterator[dict[str, Any]]:
-    import pickle
-
-    import ray.data
+    import ray
 
     from adamatch_ray.data.preparing import make_shard
     from adamatch_ray.train.launch import start_ray
 
     start_ray(run.config.scale)
-    data, root = run.config.data, run.root.uri
-    items = [{"shard": pickle.dumps(shard)} for shard in shards]
-    tasks = ray.data.from_items(items, override_num_blocks=len(items))
-    done = tasks.map(lambda item: {"summary": make_shard(pickle.loads(item["shard"]), data, root)})
-    for row in done.iter_rows():
-        yield row["summary"]
+    # Plain tasks: a shard reads and writes its own files, so there are no blocks for Ray Data to pass on, and its
+    # import in every worker and its helper actors would be a third of a small run.
+    task = ray.remote(make_shard)
+    running: list[Any] = []
+    for shard in shards:
+        # Twice the CPUs there are: none waits for the driver, and a cluster that can grow sees that more are wanted.
+        while len(running) >= 2 * max(1.0, ray.cluster_resources().get("CPU", 1.0)):
+            done, running = ray.wait(running)
+            yield from ray.get(done)
+        running.append(task.remote(shard, run.config.data, run.root.uri))
+    while running:
+        done, running = ray.wait(running)
+        yield from ray.get(done)
 
 
 def _progress(summaries: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:

@@ -145,7 +145,8 @@ def loader_rows(root: str, scale: Scale, canvas: int) -> list[Row]:
     seen: dict[str, list[Timing]] = {"ours": [], "peer": []}
     for _ in range(scale.repeats):
         # Ray's processes go on living while the peer runs; what they do then is not the peer's cost.
-        seen["peer"].append(_drain(_usual_batches(root, scale), scale, family() - {os.getpid()}))
+        resting = family() - {os.getpid()}
+        seen["peer"].append(_drain(_usual_batches(root, scale), scale, resting))
         seen["ours"].append(_drain(_our_batches(root, scale), scale, frozenset()))
     ours, peer = (median_timing(seen[name]) for name in ("ours", "peer"))
     studies = _steps_between(scale) * scale.batch_size
