@@ -234,3 +234,22 @@ def test_published_model_is_adopted_without_training(
     answer = job("train_vqgan")([*arguments, "--vqgan.init", str(tmp_path / "published.ckpt")])
     assert answer["status"] == "done" and answer["steps"] == 0
     assert fingerprint(load_pretrained(tmp_path / "vqgan" / "model")) == fingerprint(model)
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    fitter = Fitter(TINY, Worker(rank, 2, torch.device("cpu"), bf16=False), None, "")
+    for step in range(5):
+        fitter.step(canvases(seed=10 * step + rank), step, 8)
+    parts = [fitter.model.state_dict(), fitter.discriminator.state_dict(), {"share": fitter.keeper.share}]
+    learned = [{name: value for name, value in part.items() if "running" not in name} for part in parts]
+    torch.save(learned, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_stay_equal(tmp_path: Path) -> None:
+    """Different images on each, the discriminator included, codes re-seeded by one: the weights remain the same."""
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
