@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -115,7 +115,7 @@ def load_bert(config: TextEncoderConfig) -> BertModel:
     Raises ValueError when it cannot be had, or has no weights for all of these layers.
     """
     try:
-        bert, found = BertModel.from_pretrained(
+        loaded: Any = BertModel.from_pretrained(
             config.name_or_path,
             num_hidden_layers=config.layers,
             add_pooling_layer=False,
@@ -124,7 +124,8 @@ def load_bert(config: TextEncoderConfig) -> BertModel:
         )
     except OSError as error:
         raise ValueError(f"text.name_or_path {config.name_or_path}: cannot be loaded ({_first_line(error)})") from None
-    if missing := sorted(found["missing_keys"]):  # they would stay random
+    bert: BertModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # they would stay random
         raise ValueError(
             f"text.name_or_path {config.name_or_path} has no {missing[0]}; is it a BERT of text.layers {config.layers}?"
         )
