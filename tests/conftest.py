@@ -1,6 +1,7 @@
 """What several test files share: a tiny phantom `studies/` stage, tiny models, and one Ray for all that need it."""
 
 import importlib.util
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -43,11 +44,12 @@ image:
   heads: [1, 2, 3, 4]
   mlp_ratios: [2, 2, 2, 2]
 text: {max_tokens: 48, layers: 1, hidden_size: 16, heads: 2, vocab_size: 300}
-encoder: {train: {epochs: 1, batch_size: 16}}
+encoder:
+  train: {epochs: 1, batch_size: 16, optimizer: adamw, lr: 1.0e-3, crop: 0.8, validate_epochs: 1}
 adamatch:
   dim: 16
   image_heads: mixed
-  train: {epochs: 2, batch_size: 16}
+  train: {epochs: 2, batch_size: 16, optimizer: lamb, lr: 6.0e-3, crop: 0.8, validate_epochs: 1}
 evaluate: {batch_size: 16}
 scale: {cpus_per_worker: 0.5}
 """
@@ -158,7 +160,7 @@ def ray_session() -> Iterator[None]:
         num_cpus=4,
         object_store_memory=300_000_000,
         include_dashboard=True,  # Ray Train asks its state service whether a run is still alive
-        logging_level="WARNING",
+        logging_level=logging.WARNING,
     )
     yield
     ray.shutdown()

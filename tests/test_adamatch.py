@@ -87,7 +87,7 @@ def test_without_adaptive_patches_every_box_is_its_cell(
     torch.testing.assert_close(fixed.boxes_BP4, fixed.fixed_boxes_P4.expand(4, -1, -1))
     model = build(tiny_sizes, tokenizer)
     with torch.no_grad():
-        model.image.stages[2].patch_embed.offsets.weight.normal_()
+        model.image.get_parameter("stages.2.patch_embed.offsets.weight").normal_()
     moved = embed(model, tokenizer, reports).image
     assert (moved.boxes_BP4 - moved.fixed_boxes_P4).abs().max() > 0.01
     assert moved.boxes_BP4.min() >= 0 and moved.boxes_BP4.max() <= 1

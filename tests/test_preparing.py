@@ -146,7 +146,12 @@ def test_a_finished_shard_is_not_made_again_and_a_lost_or_changed_one_is(
     summary = make_shard(shard, PHANTOMS, str(tmp_path))
     drawn: list[int] = []
     real = phantom.generate
-    monkeypatch.setattr(phantom, "generate", lambda *args, **more: drawn.append(1) or real(*args, **more))
+
+    def counted(index: int, seed: int, side: int) -> phantom.PhantomStudy:
+        drawn.append(index)
+        return real(index, seed, side)
+
+    monkeypatch.setattr(phantom, "generate", counted)
     assert make_shard(shard, PHANTOMS, str(tmp_path)) == summary and not drawn
     before = files(tmp_path)
     (tmp_path / "studies" / shard.file).unlink()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from adamatch_ray.models.text_encoder import (
 CONFIG = TextEncoderConfig(name_or_path="", max_tokens=32, layers=2, hidden_size=16, heads=2)
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, **changes: object) -> TextEncoder:
+def encoder(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TextEncoder:
     torch.manual_seed(0)
     config = replace(CONFIG, **changes)
     return TextEncoder(config, new_bert(config, len(tokenizer)), tokenizer).eval()
@@ -38,7 +39,8 @@ def hidden_of(model: TextEncoder, tokenizer: PreTrainedTokenizerBase, report: st
     tokens = tokenize(tokenizer, [report], 32)
     with torch.inference_mode():
         hidden = model.bert(input_ids=tokens.ids_BT).last_hidden_state[0]
-    return tokenizer.convert_ids_to_tokens(tokens.ids_BT[0])[1:-1], hidden[1:-1]
+    pieces = tokenizer.convert_ids_to_tokens(tokens.ids_BT[0].tolist())
+    return list(pieces)[1:-1], hidden[1:-1]
 
 
 def test_only_words_are_matched_never_cls_sep_or_padding(
