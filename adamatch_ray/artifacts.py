@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,13 @@ class Stage:
             return Path(self.path) / name
         pafs.copy_files(f"{self.path}/{name}", str(folder / name), source_filesystem=self.filesystem)
         return folder / name
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove every file of the stage that is not named: what an earlier run with other settings left behind."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == pafs.FileType.File and info.path.removeprefix(f"{self.path}/") not in names:
+                self.filesystem.delete_file(info.path)
 
     def delete(self, name: str) -> None:
         """Remove a folder within the stage, if it is there."""

@@ -22,8 +22,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 
     config = run.config.data
     shards, rejected = preparing.plan(preparing.list_rows(config), config)
-    run.stage.write_bytes("config.yaml", b"")  # an unwritable root is found out before the work
-    preparing.write_quarantine(run.stage, "quarantine/listing.parquet", rejected)
+    listing = "quarantine/listing.parquet"
+    run.stage.keep_only({listing, *(shard.file for shard in shards), *(shard.quarantine for shard in shards)})
+    preparing.write_quarantine(run.stage, listing, rejected)
     seen = sum(shard.rows.count("\n") + 1 for shard in shards) + len(rejected)
     reasons = Counter(row["reason"] for row in rejected)
     files: dict[str, int] = {}

@@ -7,6 +7,7 @@ continues at the very next row, and no pipeline is restarted between epochs.
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -142,7 +143,9 @@ def training_batches(
             window=window,
         )
     quiet_ray_data()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [_unhurried_execution()]
     items = [{"window": json.dumps(asdict(window))} for window in windows]
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         WindowReader,
@@ -154,6 +157,20 @@ def training_batches(
     batches = stream.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
     for _, batch in zip(range(start_step, total_steps), batches, strict=False):
         yield cast(Batch, batch)
+
+
+def _unhurried_execution() -> type:
+    """Ray Data's scheduler polls without a pause while its output is full, which is most of a training run.
+
+    It does so in the training process, where it took most of a core and of the interpreter lock from the model.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Unhurried(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            time.sleep(0.02)
+
+    return Unhurried
 
 
 def quiet_ray_data() -> None:

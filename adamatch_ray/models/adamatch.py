@@ -65,6 +65,7 @@ class AdaMatch(nn.Module):
         config = sizes.adamatch
         self.image = PyramidVisionTransformer(image_config(sizes.image, config))
         self.text = text
+        _freeze_unused(self.image, config)
         width = sizes.image.dims[config.stage - 1]
         self.head_names = ("mixed", "local") if config.image_heads == "both" else (config.image_heads,)
         self.image_heads = nn.ModuleDict({name: _ImageHead(width, config) for name in self.head_names})
@@ -111,6 +112,16 @@ class _ImageHead(nn.Module):
     def forward(self, tokens_BPC: Tensor) -> Tensor:
         x = self.norm(tokens_BPC)
         return self.project(x.transpose(1, 2)).transpose(1, 2) if self.channels_first else self.project(x)
+
+
+def _freeze_unused(image: PyramidVisionTransformer, config: AdaMatchConfig) -> None:
+    """Data-parallel training waits for the gradient of every trainable parameter, so those without a part have none."""
+    unused: list[nn.Module] = [image.norm, *image.stages[config.stage :]]
+    if config.image_heads == "local":
+        unused.append(image.stages[config.stage - 1].blocks)
+    for module in unused:
+        module.requires_grad_(False)
+    image.cls_token.requires_grad_(config.stage == 4 and config.image_heads != "local")
 
 
 def image_config(image: PVTConfig, adamatch: AdaMatchConfig) -> PVTConfig:

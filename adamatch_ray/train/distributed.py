@@ -1,5 +1,6 @@
 """The one file that speaks torch.distributed: who a worker is, and collectives with gradients."""
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,7 @@ class Worker:
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Stages behind the matched one have no part in the loss.
-        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+        return DistributedDataParallel(model, device_ids=ids)
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the workers."""
@@ -64,6 +64,8 @@ def current_worker(precision: str) -> Worker:
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
+    if device.type == "cpu":  # Ray gives a worker the threads of its reserved CPUs, which here are for bookkeeping
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return Worker(context.get_world_rank(), context.get_world_size(), device, bf16)
 
