@@ -3,22 +3,22 @@
     python -m adamatch_ray.engines.bench_generation [--device cuda] [--dtype bfloat16]
 
 Random weights and prompts of real sizes: speed depends on neither. Every variant is measured in turns, `repeats` times,
-and the median counts; CPU seconds stand beside wall seconds because a shared machine spoils only the latter.
+and the median counts: CPU seconds on a CPU, because a shared machine spoils wall seconds, and wall seconds on a GPU.
 """
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, GPTNeoXConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LogitsProcessor, LogitsProcessorList
 
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend
+from adamatch_ray.measure import Row, Timing, row, time_in_turns
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, response_loss
 
 TEXT_ROWS = 2048
@@ -40,11 +40,15 @@ TINY = Size()
 DOLLY = Size(hidden=2560, layers=32, heads=32, text_rows=50_281, context=2048)
 
 
-class Timing(NamedTuple):
-    """Medians over the repeats."""
+class _ImageRowsOnly(LogitsProcessor):
+    """Keeps `generate` to image tokens, as cheaply as it allows: whoever goes without must sample again and again."""
 
-    wall_s: float
-    cpu_s: float
+    def __init__(self, text_rows: int) -> None:
+        self.text_rows = text_rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, : self.text_rows] = -torch.inf
+        return scores
 
 
 def generate_image_tokens(
@@ -52,13 +56,14 @@ def generate_image_tokens(
     prompt: int = 120,
     tokens: int = 256,
     batches: Sequence[int] = (1, 16, 64),
-    repeats: int = 3,
+    repeats: int = 5,
     device: str = "cpu",
     dtype: str = "float32",
-) -> list[dict[str, Any]]:
-    """Greedy answers of `tokens` image tokens: plain `generate` one at a time, then both decoders at each batch.
+) -> list[Row]:
+    """Greedy answers of `tokens` image tokens: both decoders at each batch against plain `generate` one at a time.
 
-    `speedup` is tokens per wall second over plain `generate` at batch 1; `cpu_speedup` the same in CPU seconds.
+    `equal_tokens` is the share of the peer's answer that the first answer repeats. In float32 it must be all of it,
+    else RuntimeError.
     """
     model = _model(size, device, dtype)
     plan = DecodePlan(size.text_rows, size.text_rows + IMAGE_ROWS, None, temperature=0, top_p=1)
@@ -68,31 +73,48 @@ def generate_image_tokens(
     prompts = [shared + rest for rest in own]
     plain_ids = torch.tensor(prompts[:1], device=device)
 
-    def plain() -> None:
-        model.generate(
+    def plain() -> list[list[int]]:
+        answer = model.generate(
             plain_ids,
             attention_mask=torch.ones_like(plain_ids),
             do_sample=False,
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             pad_token_id=0,
+            logits_processor=LogitsProcessorList([_ImageRowsOnly(size.text_rows)]),
         )
+        return [answer[0, prompt:].tolist()]
 
-    runs: dict[tuple[str, int], Callable[[], object]] = {("transformers.generate", 1): plain}
+    runs: dict[tuple[str, int], Callable[[], list[list[int]]]] = {("peer", 1): plain}
     for decoder in ("transformers", "folded"):
         backend = LocalBackend(model, max(batches), decoder)
         for batch in batches:
             runs[decoder, batch] = _answering(backend, prompts[:batch], tokens, plan)
-    timings = _measure(runs, repeats, device)
-    base = timings["transformers.generate", 1]
+    answers = {key: run()[0] for key, run in runs.items()}
+    timings = time_in_turns(runs, repeats, warm_up=1, finish=_finish(device))
+    base = timings.pop(("peer", 1))
+    common: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "device": device, "dtype": dtype, **asdict(size)}
     rows = []
-    for (variant, batch), timing in timings.items():
-        row = _row("generate_image_tokens", variant, timing, device, dtype, size)
-        rate = batch * tokens / timing.wall_s
-        row |= {"batch": batch, "prompt": prompt, "tokens": tokens, "tokens_per_s": round(rate, 1)}
-        row["speedup"] = round(base.wall_s * batch / timing.wall_s, 2)
-        row["cpu_speedup"] = round(base.cpu_s * batch / timing.cpu_s, 2)
-        rows.append(row)
+    for (decoder, batch), timing in timings.items():
+        pairs = zip(answers[decoder, batch], answers["peer", 1], strict=True)
+        equal = sum(one == other for one, other in pairs) / tokens
+        if dtype == "float32" and equal < 1:
+            raise RuntimeError(f"{decoder} at batch {batch} answers otherwise than `generate`: nothing is reported")
+        rows.append(
+            row(
+                f"generate_image_tokens, {decoder}, batch {batch}",
+                f"{_clock(device)} an answer",
+                _seconds(timing, device) / batch,
+                _seconds(base, device),
+                packages=("transformers",),
+                peer_name="transformers generate, batch 1",
+                equal_tokens=equal,
+                tokens_per_wall_s=round(batch * tokens / timing.wall_s, 1),
+                peer_tokens_per_wall_s=round(tokens / base.wall_s, 1),
+                batch=batch,
+                **common,
+            )
+        )
     return rows
 
 
@@ -101,13 +123,14 @@ def llm_loss(
     batch: int = 8,
     length: int = 512,
     response: int = 260,
-    repeats: int = 3,
+    repeats: int = 5,
     device: str = "cpu",
     dtype: str = "float32",
-) -> list[dict[str, Any]]:
-    """Forward and backward of a step: the model's own loss over all logits, and `response_loss`.
+) -> list[Row]:
+    """Forward and backward of a step: `response_loss` against the model's own loss over all logits.
 
-    `logits_mib` is the largest block of float32 logits alive at once, counted as the head makes it.
+    Two rows: time, and the largest block of float32 logits alive at once, counted as the head makes it. RuntimeError
+    where the losses differ.
     """
     model = _model(size, device, dtype).train()
     rows_total = size.text_rows + IMAGE_ROWS
@@ -120,7 +143,7 @@ def llm_loss(
     largest: dict[str, int] = {"all logits": 0, "response only": 0}
     current = ["all logits"]
 
-    def count(_module: object, _inputs: object, output: torch.Tensor) -> None:
+    def count(_module: object, _inputs: object, output: Tensor) -> None:
         largest[current[0]] = max(largest[current[0]], output.numel() * 4)
 
     def step(name: str) -> Callable[[], None]:
@@ -138,16 +161,20 @@ def llm_loss(
         return run
 
     hook = model.get_output_embeddings().register_forward_hook(count)
-    timings = _measure({(name, batch): step(name) for name in largest}, repeats, device)
+    timings = time_in_turns({name: step(name) for name in largest}, repeats, warm_up=1, finish=_finish(device))
     hook.remove()
-    rows = []
-    for (name, _), timing in timings.items():
-        row = _row("llm_loss", name, timing, device, dtype, size)
-        row |= {"batch": batch, "length": length, "response": response, "loss": losses[name]}
-        row |= {"logits_mib": round(largest[name] / 2**20, 1), "tokens_per_s": round(batch * length / timing.wall_s, 1)}
-        row["logits_ratio"] = round(largest["all logits"] / largest[name], 1)
-        rows.append(row)
-    return rows
+    ours, peer = "response only", "all logits"
+    difference = abs(losses[ours] - losses[peer])
+    if difference > (1e-4 if dtype == "float32" else 1e-2):
+        raise RuntimeError(f"the losses {losses} differ: nothing is reported")
+    seconds = {name: _seconds(timing, device) for name, timing in timings.items()}
+    common: dict[str, Any] = {"packages": ("transformers",), "peer_name": "loss over all logits"}
+    common |= {"difference": difference, "batch": batch, "length": length, "response": response}
+    common |= {"device": device, "dtype": dtype, **asdict(size)}
+    return [
+        row("llm_loss, step", _clock(device), seconds[ours], seconds[peer], **common),
+        row("llm_loss, logits", "MiB", largest[ours] / 2**20, largest[peer] / 2**20, **common),
+    ]
 
 
 def _answering(
@@ -171,36 +198,16 @@ def _model(size: Size, device: str, dtype: str) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def _measure(
-    runs: dict[tuple[str, int], Callable[[], object]], repeats: int, device: str
-) -> dict[tuple[str, int], Timing]:
-    seen: dict[tuple[str, int], list[Timing]] = {key: [] for key in runs}
-    for turn in range(repeats + 1):
-        for key, run in runs.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            # The first turn pays for allocation and kernel selection.
-            if turn:
-                seen[key].append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        key: Timing(statistics.median(t.wall_s for t in values), statistics.median(t.cpu_s for t in values))
-        for key, values in seen.items()
-    }
+def _finish(device: str) -> Callable[[], object]:
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
-def _row(benchmark: str, variant: str, timing: Timing, device: str, dtype: str, size: Size) -> dict[str, Any]:
-    return {
-        "benchmark": benchmark,
-        "variant": variant,
-        "wall_s": round(timing.wall_s, 4),
-        "cpu_s": round(timing.cpu_s, 4),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "dtype": dtype,
-        **asdict(size),
-    }
+def _seconds(timing: Timing, device: str) -> float:
+    return timing.wall_s if device.startswith("cuda") else timing.cpu_s
+
+
+def _clock(device: str) -> str:
+    return "wall seconds" if device.startswith("cuda") else "CPU seconds"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,15 +218,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=("tiny", "dolly"), default="tiny", help="which model")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="image tokens of an answer")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64], help="requests decoded together")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements behind each median")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements behind each median")
     options = parser.parse_args(arguments)
     size = TINY if options.size == "tiny" else DOLLY
     common = {"device": options.device, "dtype": options.dtype, "repeats": options.repeats}
     for tokens in options.tokens:
-        for row in generate_image_tokens(size, tokens=tokens, batches=options.batches, **common):
-            print(json.dumps(row), flush=True)
-    for row in llm_loss(size, **common):
-        print(json.dumps(row), flush=True)
+        for line in generate_image_tokens(size, tokens=tokens, batches=options.batches, **common):
+            print(json.dumps(line), flush=True)
+    for line in llm_loss(size, **common):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

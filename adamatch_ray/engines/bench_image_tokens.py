@@ -1,7 +1,5 @@
 """Measures encoding to tokens against the plain loop people write (PERFORMANCE 3)."""
 
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,11 +9,11 @@ from numpy.typing import NDArray
 from adamatch_ray.data.images import Decoded, to_canvas
 from adamatch_ray.data.phantom import generate
 from adamatch_ray.engines.image_tokens import ImageTokenizer
+from adamatch_ray.measure import Row, row, time_in_turns
 from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
 
 Tokens = NDArray[np.integer]
-Row = dict[str, str | int | float]
 PEER_BATCH = 16
 
 
@@ -38,26 +36,19 @@ def measure_vqgan_encode(config: VQGANConfig | None = None, images: int = 16, re
     for kernel in ("torch", "compiled"):
         runs[kernel] = _encoder(ImageTokenizer(model, kernel=kernel), canvases)
     tokens = {name: run() for name, run in runs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            seconds[name].append((time.process_time() - start) / images)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
+    seconds = {name: timing.cpu_s / images for name, timing in time_in_turns(runs, repeats).items()}
     return [
-        {
-            "name": f"vqgan_encode_{kernel}",
-            "ours": median[kernel],
-            "peer": median["peer"],
-            "ratio": median["peer"] / median[kernel],
-            "unit": "CPU seconds an image",
-            "equal_tokens": float((tokens[kernel] == tokens["peer"]).mean()),
-            "codes_used": len(np.unique(tokens["peer"])),
-            "images": images,
-            "image_size": config.image_size,
-            "threads": torch.get_num_threads(),
-        }
+        row(
+            f"vqgan_encode_{kernel}",
+            "CPU seconds an image",
+            seconds[kernel],
+            seconds["peer"],
+            peer_name="the module under no_grad, fp32",
+            equal_tokens=float((tokens[kernel] == tokens["peer"]).mean()),
+            codes_used=len(np.unique(tokens["peer"])),
+            images=images,
+            image_size=config.image_size,
+        )
         for kernel in ("torch", "compiled")
     ]
 

@@ -8,16 +8,13 @@ Inputs are synthetic and seeded, so no patient data is needed.
 
 import importlib.util
 import json
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from adamatch_ray.measure import Row, row, time_in_turns
 from adamatch_ray.metrics.image import collect, frechet_distance
 from adamatch_ray.metrics.labeler import RuleLabeler
 from adamatch_ray.metrics.meteor import meteor_nltk
@@ -40,7 +37,7 @@ _STATEMENTS = (
 _WORDS = ("normal", "mild", "small", "moderate", "stable", "grossly", "large", "persistent", "minimal", "acute")
 
 
-def metric_rows(studies: int = 2000, dimensions: int = 1024, seed: int = 0) -> list[dict[str, Any]]:
+def metric_rows(studies: int = 2000, dimensions: int = 1024, seed: int = 0) -> list[Row]:
     """All rows: {name, ours, peer, ratio, unit, peer_name, difference, hardware, versions, date}.
 
     `ours` and `peer` are CPU seconds of the same work; `peer`, `ratio` and `difference` are None where there is no
@@ -55,7 +52,7 @@ def metric_rows(studies: int = 2000, dimensions: int = 1024, seed: int = 0) -> l
     return rows
 
 
-def _rouge_row(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, Any]:
+def _rouge_row(references: Sequence[str], hypotheses: Sequence[str]) -> Row:
     pairs = list(zip(references, hypotheses, strict=True))
     if importlib.util.find_spec("pycocoevalcap"):
         from pycocoevalcap.rouge.rouge import Rouge
@@ -77,17 +74,17 @@ def _table_rouge(hypothesis: list[str], reference: list[str]) -> float:
     first, second = hypothesis[0].split(" "), reference[0].split(" ")
     above = [0] * (len(second) + 1)
     for word in first:
-        row = [0]
+        line = [0]
         for column, other in enumerate(second):
-            row.append(above[column] + 1 if word == other else max(above[column + 1], row[column]))
-        above = row
+            line.append(above[column] + 1 if word == other else max(above[column + 1], line[column]))
+        above = line
     if not above[-1]:
         return 0.0
     precision, recall = above[-1] / len(first), above[-1] / len(second)
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def _frechet_row(dimensions: int, rng: np.random.Generator) -> dict[str, Any]:
+def _frechet_row(dimensions: int, rng: np.random.Generator) -> Row:
     from scipy.linalg import sqrtm
 
     mixing = rng.normal(size=(2, dimensions, dimensions)) / dimensions**0.5
@@ -105,7 +102,7 @@ def _frechet_row(dimensions: int, rng: np.random.Generator) -> dict[str, Any]:
     return _row(f"FID from statistics of {dimensions} features", ours, peer, f"scipy {version('scipy')} sqrtm", 1e-6)
 
 
-def _meteor_row(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, Any]:
+def _meteor_row(references: Sequence[str], hypotheses: Sequence[str]) -> Row:
     from nltk.translate.meteor_score import single_meteor_score
 
     def ours() -> list[float]:
@@ -118,12 +115,12 @@ def _meteor_row(references: Sequence[str], hypotheses: Sequence[str]) -> dict[st
     return _row(f"METEOR of {len(references)} reports", ours, peer, f"nltk {version('nltk')}", 1e-12)
 
 
-def _niqe_row(rng: np.random.Generator) -> dict[str, Any]:
+def _niqe_row(rng: np.random.Generator) -> Row:
     images = rng.integers(0, 256, size=(64, 256, 256), dtype=np.uint8)
     return _row("NIQE features of 64 images of 256 x 256", lambda: block_features(images), None, None, 0)
 
 
-def _labeler_row(reports: Sequence[str]) -> dict[str, Any]:
+def _labeler_row(reports: Sequence[str]) -> Row:
     return _row(
         f"rule labels of {len(reports)} reports, no sentence remembered",
         lambda: RuleLabeler(0).label(reports),
@@ -133,33 +130,17 @@ def _labeler_row(reports: Sequence[str]) -> dict[str, Any]:
     )
 
 
-def _row(name: str, ours: Work, peer: Work | None, peer_name: str | None, tolerance: float) -> dict[str, Any]:
+def _row(name: str, ours: Work, peer: Work | None, peer_name: str | None, tolerance: float) -> Row:
     difference = None
     if peer is not None:
         difference = float(np.abs(np.subtract(ours(), peer())).max())
         if not difference <= tolerance:
             raise RuntimeError(f"{name}: ours and {peer_name} differ by {difference}; a speed would mean nothing")
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(TURNS):
-        for side, work in (("ours", ours), ("peer", peer)):
-            if work is not None:
-                start = time.process_time()
-                work()
-                seconds[side].append(time.process_time() - start)
-    own = statistics.median(seconds["ours"])
-    other = statistics.median(seconds["peer"]) if seconds["peer"] else None
-    return {
-        "name": name,
-        "ours": own,
-        "peer": other,
-        "ratio": None if other is None else other / own,
-        "unit": "CPU seconds",
-        "peer_name": peer_name,
-        "difference": difference,
-        "hardware": platform.processor() or platform.machine(),
-        "versions": {package: version(package) for package in ("numpy", "scipy")},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    calls = {"ours": ours} if peer is None else {"ours": ours, "peer": peer}
+    seconds = {side: timing.cpu_s for side, timing in time_in_turns(calls, TURNS).items()}
+    packages = ("numpy", "scipy")
+    return row(name, "CPU seconds", seconds["ours"], seconds.get("peer"), packages=packages, peer_name=peer_name,
+               difference=difference)  # fmt: skip
 
 
 def _reports(count: int, rng: np.random.Generator) -> list[str]:
