@@ -35,15 +35,16 @@ REPORTS = (
 )
 
 TINY_YAML = """\
-base: phantom
-data: {phantoms: 96, canvas: 64, rows_per_shard: 32}
+data: {source: phantom, phantoms: 96, canvas: 64, rows_per_shard: 32}
 image:
   image_size: 64
   dims: [8, 16, 24, 32]
   depths: [1, 1, 1, 1]
   heads: [1, 2, 3, 4]
+  reductions: [4, 2, 1, 1]
   mlp_ratios: [2, 2, 2, 2]
-text: {max_tokens: 48, layers: 1, hidden_size: 16, heads: 2, vocab_size: 300}
+  drop_path: 0.0
+text: {name_or_path: "", max_tokens: 48, layers: 1, hidden_size: 16, heads: 2, vocab_size: 300}
 encoder:
   train: {epochs: 1, batch_size: 16, optimizer: adamw, lr: 1.0e-3, crop: 0.8, validate_epochs: 1}
 adamatch:
@@ -51,7 +52,7 @@ adamatch:
   image_heads: mixed
   train: {epochs: 2, batch_size: 16, optimizer: lamb, lr: 6.0e-3, crop: 0.8, validate_epochs: 1}
 evaluate: {batch_size: 16}
-scale: {cpus_per_worker: 0.5}
+scale: {workers: 1, cpus_per_worker: 0.5}
 """
 
 
