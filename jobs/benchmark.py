@@ -60,7 +60,7 @@ def _late_interaction(quick: bool) -> Rows:
 def _ingest(quick: bool) -> Rows:
     from adamatch_ray.config import ScaleConfig
     from adamatch_ray.data import bench_ingest as bench
-    from adamatch_ray.train.launch import start_ray
+    from adamatch_ray.train.cluster import start_ray
 
     start_ray(ScaleConfig())
     return bench.rows(bench.QUICK if quick else bench.FULL)

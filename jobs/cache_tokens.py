@@ -48,7 +48,7 @@ def _make(files: list[str], run: StageRun) -> Iterator["CachedShard"]:
     import ray.data
 
     from adamatch_ray.engines.token_cache import CachedShard
-    from adamatch_ray.train.launch import start_ray
+    from adamatch_ray.train.cluster import start_ray
 
     scale, options = run.config.scale, run.config.tokens
     start_ray(scale)

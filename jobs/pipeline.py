@@ -32,9 +32,9 @@ def _share_one_ray(scale: ScaleConfig) -> None:
     """Start Ray here once, for the jobs of all stages, unless there is a cluster already."""
     import ray
 
-    from adamatch_ray.train.launch import start_ray
+    from adamatch_ray.train.cluster import start_ray
 
-    start_ray(scale)
+    start_ray(scale, dashboard=True)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 

@@ -3,6 +3,7 @@
 Turn a data set (built-in phantoms, MIMIC-CXR-JPG, OpenI, or any CSV/JSONL table) into `studies/` shards.
 """
 
+import json
 import sys
 import time
 from collections import Counter
@@ -42,25 +43,21 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _run(shards: list[Any], run: StageRun) -> Iterator[dict[str, Any]]:
-    import ray
+    import pickle
 
+    import ray.data
+
+    from adamatch_ray.data.loading import calm_ray_data
     from adamatch_ray.data.preparing import make_shard
-    from adamatch_ray.train.launch import start_ray
+    from adamatch_ray.train.cluster import start_ray
 
     start_ray(run.config.scale)
-    # Plain tasks: a shard reads and writes its own files, so there are no blocks for Ray Data to pass on, and its
-    # import in every worker and its helper actors would be a third of a small run.
-    task = ray.remote(make_shard)
-    running: list[Any] = []
-    for shard in shards:
-        # Twice the CPUs there are: none waits for the driver, and a cluster that can grow sees that more are wanted.
-        while len(running) >= 2 * max(1.0, ray.cluster_resources().get("CPU", 1.0)):
-            done, running = ray.wait(running)
-            yield from ray.get(done)
-        running.append(task.remote(shard, run.config.data, run.root.uri))
-    while running:
-        done, running = ray.wait(running)
-        yield from ray.get(done)
+    calm_ray_data()
+    data, root = run.config.data, run.root.uri
+    tasks = ray.data.from_items([pickle.dumps(shard) for shard in shards], override_num_blocks=len(shards))
+    done = tasks.map(lambda row: {"summary": json.dumps(make_shard(pickle.loads(row["item"]), data, root))})
+    for row in done.iter_rows():
+        yield json.loads(row["summary"])
 
 
 def _progress(summaries: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:

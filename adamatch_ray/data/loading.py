@@ -142,10 +142,8 @@ def training_batches(
             skip=max(0, start_step - epoch * per_epoch),
             window=window,
         )
-    quiet_ray_data()
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [_unhurried_execution()]
+    calm_ray_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     items = [{"window": json.dumps(asdict(window))} for window in windows]
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         WindowReader,
@@ -159,25 +157,22 @@ def training_batches(
         yield cast(Batch, batch)
 
 
-def _unhurried_execution() -> type:
-    """Ray Data's scheduler polls without a pause while its output is full, which is most of a training run.
+def calm_ray_data() -> None:
+    """Keep Ray Data from the terminal (jobs show their own progress) and from taking a core for itself.
 
-    It does so in the training process, where it took most of a core and of the interpreter lock from the model.
+    Its scheduler polls without a pause while its output is full, which is most of a training run, and it does so in
+    the training process, where it took most of a core and of the interpreter lock from the model.
     """
+    from ray.data import DataContext
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Unhurried(ExecutionCallback):
         def on_execution_step(self, executor: Any) -> None:
             time.sleep(0.02)
 
-    return Unhurried
-
-
-def quiet_ray_data() -> None:
-    """Keep Ray Data's own progress off the terminal; jobs show theirs, with an ETA."""
-    from ray.data import DataContext
-
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.custom_execution_callback_classes = [Unhurried]
+    context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 

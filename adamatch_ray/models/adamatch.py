@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConfig, from_dict, to_json
 from adamatch_ray.models import text_encoder
-from adamatch_ray.models.pvt import PyramidVisionTransformer
+from adamatch_ray.models.pvt import PyramidVisionTransformer, Stage
 from adamatch_ray.models.text_encoder import TextEncoder, Tokens
 
 
@@ -118,7 +118,9 @@ def _freeze_unused(image: PyramidVisionTransformer, config: AdaMatchConfig) -> N
     """Data-parallel training waits for the gradient of every trainable parameter, so those without a part have none."""
     unused: list[nn.Module] = [image.norm, *image.stages[config.stage :]]
     if config.image_heads == "local":
-        unused.append(image.stages[config.stage - 1].blocks)
+        matched = image.stages[config.stage - 1]
+        assert isinstance(matched, Stage)
+        unused.append(matched.blocks)
     for module in unused:
         module.requires_grad_(False)
     image.cls_token.requires_grad_(config.stage == 4 and config.image_heads != "local")

@@ -142,9 +142,6 @@ def new_bert(config: TextEncoderConfig, vocab_size: int) -> BertModel:
             num_attention_heads=config.heads,
             intermediate_size=4 * config.hidden_size,
             max_position_embeddings=max(128, config.max_tokens),
-            # So small a model underfits; dropping units would only slow it.
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
         ),
         add_pooling_layer=False,
     )

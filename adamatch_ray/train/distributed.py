@@ -65,9 +65,14 @@ def current_worker(precision: str) -> Worker:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":  # Ray gives a worker the threads of its reserved CPUs, which here are for bookkeeping
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, _cores() // context.get_local_world_size()))
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return Worker(context.get_world_rank(), context.get_world_size(), device, bf16)
+
+
+def _cores() -> int:
+    """Cores this process may use: fewer than the machine has, where it is pinned."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _AllGather(torch.autograd.Function):

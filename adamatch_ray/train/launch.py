@@ -1,50 +1,17 @@
-"""Start Ray, run a training loop on its workers, and hand back what it saved."""
+"""Run a training loop on Ray Train's workers and commit what it saved."""
 
 import json
-import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from adamatch_ray.config import ScaleConfig, TrainConfig
 from adamatch_ray.data import loading
-from adamatch_ray.data.loading import quiet_ray_data
 from adamatch_ray.stages import StageRun
-
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch shows every progress line twice
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-def start_ray(scale: ScaleConfig) -> None:
-    """Join the cluster this job belongs to, or start a Ray of its own on this machine."""
-    quiet_ray_data()
-    if ray.is_initialized():
-        return
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
-        return
-    # Fewer than four logical CPUs starve the data loaders beside the training workers.
-    cpus = scale.local_cpus or max(4, os.cpu_count() or 1)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=True,  # Ray Train asks its state service whether a run is still alive
-        logging_level=logging.WARNING,
-        object_store_memory=int(os.environ.get("ADAMATCH_OBJECT_STORE", 1_000_000_000)),
-    )
+from adamatch_ray.train.cluster import start_ray
 
 
 def fit_stage(
@@ -64,7 +31,7 @@ def fit_stage(
     scale = run.config.scale
     per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers)
     total = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
-    start_ray(scale)
+    start_ray(scale, dashboard=True)
     resume = run.command.resume
     _claim_run(run, resume)
     settings = {
@@ -101,7 +68,6 @@ def _fit(
             storage_filesystem=run.stage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=score),
-            logging_config=ray.train.LoggingConfig("WARNING"),
         ),
     )
     return trainer.fit()
