@@ -1,6 +1,6 @@
 """usage: python jobs/pipeline.py [options]
 
-Run every stage in order on one root, skipping what is finished; stop at the first failure with the command to resume.
+Run the stages in order on one root, skipping what is finished; stop at the first failure with the command to resume.
 """
 
 import os
@@ -11,18 +11,20 @@ from typing import Any
 from adamatch_ray.artifacts import JOBS
 from adamatch_ray.cli import parse_command_line, run_as_command
 from adamatch_ray.config import ScaleConfig
-from adamatch_ray.stages import PARENTS, run_job
+from adamatch_ray.stages import run_job
+
+STAGES = ("studies", "encoder", "adamatch", "metrics")
+"""Stages in the order they run. Image tokens (`vqgan`, `tokens`) join when reports are generated from them."""
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the jobs of all stages that exist so far; the answer holds each one's answer."""
+    """Run the jobs of all stages; the answer holds each one's answer."""
     command = parse_command_line(arguments, __doc__ or "")
-    stages = [name for name in JOBS if name in PARENTS]
     if not command.dry_run:
         _share_one_ray(command.config.scale)
     answers: dict[str, Any] = {}
-    for number, name in enumerate(stages, start=1):
-        print(f"[{number}/{len(stages)}] {JOBS[name]}", file=sys.stderr)
+    for number, name in enumerate(STAGES, start=1):
+        print(f"[{number}/{len(STAGES)}] {JOBS[name]}", file=sys.stderr)
         answers[name] = run_job(JOBS[name], list(arguments))
     seconds = round(sum(answer["seconds"] for answer in answers.values()), 1)
     return {"stage": "pipeline", "status": "done", "output": command.root, "seconds": seconds, "stages": answers}
