@@ -132,6 +132,15 @@ def test_an_uploaded_folder_replaces_the_one_before(stage: Stage, tmp_path: Path
     assert not found.exists()
 
 
+def test_files_of_an_earlier_plan_can_be_cleared(stage: Stage) -> None:
+    for name in ("train/part-00000.parquet", "train/part-00001.parquet", "quarantine/train-00001.parquet"):
+        stage.write_bytes(name, name.encode())
+    stage.keep_only({"train/part-00000.parquet", "quarantine/listing.parquet"})
+    left = [p.relative_to(stage.path).as_posix() for p in Path(stage.path).rglob("*") if p.is_file()]
+    assert left == ["train/part-00000.parquet"]
+    Root(stage.root.uri).stage("llm").keep_only(set())  # nothing there yet
+
+
 def test_a_root_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     stage = Root(str(tmp_path / "file" / "run")).stage("studies")
