@@ -32,7 +32,7 @@ def test_short_runs_have_a_usable_rate_at_every_step(total: int, warmup: float) 
 def test_biases_norms_positions_and_temperature_are_not_decayed(
     tiny_sizes: adamatch.AdaMatchSizes, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    model = adamatch.build(tiny_sizes, tokenizer)
+    model = adamatch.build(tiny_sizes, tokenizer).requires_grad_(True)  # the stage behind the matched one too
     optimizer = build_optimizer(model, TrainConfig(weight_decay=0.03), 256)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, kept = (

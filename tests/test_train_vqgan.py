@@ -216,7 +216,7 @@ def test_canvas_of_another_size_names_both(
     job: Callable[[str], Any], studies_root: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "studies").symlink_to(studies_root / "studies")
-    with pytest.raises(ValueError, match="64 pixels and this VQ-GAN reads 128"):
+    with pytest.raises(ValueError, match="64 pixels and this VQ-GAN reads 256"):
         job("train_vqgan")(["--config", str(tiny_yaml), "--root", str(tmp_path), "--vqgan.perceptual", "none"])
 
 
