@@ -7,6 +7,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,12 +122,13 @@ def test_java_meteor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_missing_wordnet_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nltk.corpus import wordnet as reader
+    import nltk.corpus
 
     def absent() -> None:
         raise LookupError("no wordnet")
 
-    monkeypatch.setattr(reader, "ensure_loaded", absent, raising=False)
+    # The reader itself is replaced: where WordNet is really absent, touching its attributes would fail here.
+    monkeypatch.setattr(nltk.corpus, "wordnet", SimpleNamespace(ensure_loaded=absent))
     with pytest.raises(ValueError, match=r"python -m nltk\.downloader wordnet"):
         meteor_nltk([["a b"]], ["a b"])
 
