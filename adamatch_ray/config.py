@@ -20,6 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 from adamatch_ray.model_config import (
     AdaMatchConfig,
     DiscriminatorConfig,
+    GenerationSettings,
+    InstructionConfig,
+    LLMConfig,
     PVTConfig,
     TextEncoderConfig,
     VQGANConfig,
@@ -93,6 +96,20 @@ class AdaMatchStage(AdaMatchConfig):
 
 
 @dataclass(frozen=True)
+class CodebooksConfig:
+    """Keywords and keypatches of the train split (METHOD 2)."""
+
+    backend: Literal["ner", "lexicon"] = option("ner", "who finds entities in reports: a language model, or our lexicon")
+    ner: str = option("d4data/biomedical-ner-all", "hub name or folder of the token classifier (ner)")
+    min_score: float = option(0.7, "lowest confidence of an entity (ner)")
+    per_group: int = option(100, "most frequent entities kept of each group")
+    min_count: int = option(1, "fewest train reports an entity is found in")
+    keypatches: int = option(20_000, "entries of the visual codebook: the most similar word-patch pairs")
+    per_word: int = option(500, "most entries of the visual codebook for one word")
+    batch_size: int = option(64, "studies embedded at once")
+
+
+@dataclass(frozen=True)
 class VQGANTrain(TrainConfig):
     """How the VQ-GAN is fitted; the paper takes a trained one, so these defaults are the project's own."""
 
@@ -132,6 +149,63 @@ class TokensConfig:
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16 is quicker on a GPU and changes some tokens")
     kernel: Literal["auto", "compiled", "torch"] = option("auto", "residual blocks on a CPU")
     batch_size: int = option(0, "images that go through the model at once (0: 1 on a CPU, 64 on a GPU)")
+    keypatches: bool = option(True, "also the tokens of the visual codebook's keypatches (needs codebooks/)")
+
+
+@dataclass(frozen=True)
+class LLMTrain(TrainConfig):
+    """How the language model is tuned (METHOD 4); batch size counts records, both directions mixed."""
+
+    epochs: int = option(5, "passes over the train split")
+    batch_size: int = option(24, "records per worker and step")
+    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser")
+    lr: float = option(5e-6, "peak learning rate")
+    weight_decay: float = option(0.0, "weight decay")
+    warmup: float = option(0.03, "share of the steps with rising learning rate; cosine decay follows")
+    clip: float = option(1.0, "largest gradient norm")
+    max_minutes: float = option(0.0, "stop after so many minutes, at the end of a step (0: no limit)")
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """How DeepSpeed spreads the model over the workers (METHOD 4)."""
+
+    stage: Literal[0, 1, 2, 3] = option(2, "ZeRO stage: 1 splits optimiser states, 2 gradients too, 3 weights too")
+    offload_optimizer: Literal["none", "cpu"] = option("none", "where optimiser states are kept")
+    offload_weights: Literal["none", "cpu"] = option("none", "where weights are kept (stage 3)")
+    accumulate: int = option(1, "steps whose gradients are summed before the weights move")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters instead of all weights, for one GPU (peft); merged when the model is exported."""
+
+    rank: int = option(0, "rank of the adapters (0: all weights are tuned)")
+    alpha: float = option(16.0, "scale of the adapters")
+    dropout: float = option(0.05, "dropout of the adapters")
+
+
+@dataclass(frozen=True)
+class LLMStage(LLMConfig):
+    """The language model with image tokens and its tuning (METHOD 4)."""
+
+    instructions: InstructionConfig = field(default_factory=InstructionConfig)
+    train: LLMTrain = field(default_factory=LLMTrain)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(GenerationSettings):
+    """Offline generation in both directions (METHOD 4)."""
+
+    direction: Literal["both", "cxr_to_report", "report_to_cxr"] = option("both", "what each study is the start of")
+    cycle: bool = option(True, "go on to the second half: the report's X-ray, the X-ray's report")
+    split: Literal["train", "validate", "test"] = option("test", "split that is generated from")
+    manifest: str = option("", "CSV/JSONL of images and reports of your own instead of a split")
+    limit: int = option(0, "only the first so many studies (0: all)")
+    shard: int = option(64, "studies in one output file, the unit of resumption")
+    seed: int = option(0, "seed of every draw; a row's own seed is derived from it and the study id")
 
 
 @dataclass(frozen=True)
@@ -164,8 +238,11 @@ class RunConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     encoder: EncoderStage = field(default_factory=EncoderStage)
     adamatch: AdaMatchStage = field(default_factory=AdaMatchStage)
+    codebooks: CodebooksConfig = field(default_factory=CodebooksConfig)
     vqgan: VQGANStage = field(default_factory=VQGANStage)
     tokens: TokensConfig = field(default_factory=TokensConfig)
+    llm: LLMStage = field(default_factory=LLMStage)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 

@@ -5,11 +5,25 @@ object, so a box found by one is the same place for the other and on the origina
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Boxes = NDArray[np.floating]
+
+
+class CanvasImage(NamedTuple):
+    """An X-ray as every engine takes it: gray canvas uint8 [S, S] and the size of the original, in pixels."""
+
+    pixels: NDArray[np.uint8]
+    height: int
+    width: int
+
+    @property
+    def geometry(self) -> "Geometry":
+        """Where its boxes lie on the original."""
+        return Geometry(self.height, self.width, self.pixels.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ key spelled inside it stays plain text. A record longer than the context is refu
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
+from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch
 from adamatch_ray.models.llm_tokens import INSTRUCTION_KEY, RESPONSE_KEY, TokenLayout
 
@@ -38,22 +39,6 @@ INSTRUCTIONS = {
         "Which X-ray would have led to this report? Reply with its image tokens.",
     ),
 }
-
-
-@dataclass(frozen=True)
-class InstructionConfig:
-    """Limits of a record."""
-
-    keywords: int = field(default=15, metadata={"help": "most keywords in a prompt, best first"})
-    keypatch_tokens: int = field(default=64, metadata={"help": "most reference image tokens in a prompt, best first"})
-    max_report_tokens: int = field(
-        default=0,
-        metadata={
-            "help": "0: an over-long report refuses its record. Above 0: a report given as INPUT keeps its first so "
-            "many tokens; a report that is the answer is never cut"
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the choice among paraphrases"})
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,55 @@ class VQLossConfig:
     adversarial_start: int = option(10_000, "step at which the discriminator joins")
 
 
+@dataclass(frozen=True)
+class LLMConfig:
+    """Which language model is tuned (METHOD 4). The sizes count only where `name_or_path` is empty."""
+
+    name_or_path: str = option(
+        "databricks/dolly-v2-3b", "hub name or folder of a causal language model; empty: a GPT-NeoX from scratch"
+    )
+    hidden_size: int = option(192, "width, when made from scratch")
+    layers: int = option(4, "layers, when made from scratch")
+    heads: int = option(3, "attention heads, when made from scratch")
+    context: int = option(1024, "longest prompt and answer in tokens, when made from scratch")
+    vocab_size: int = option(2048, "entries of the tokenizer trained for it, when made from scratch")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "dtype of the weights")
+    attention: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
+    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass")
+    seed: int = option(0, "seed of the new rows, and of all weights made from scratch")
+
+
+@dataclass(frozen=True)
+class InstructionConfig:
+    """What a prompt of the language model holds (METHOD 4)."""
+
+    keywords: int = option(15, "most keywords in a prompt, best first (0: none, Table 1's ablation)")
+    keypatches: int = option(5, "most keypatches in a prompt, best first (0: none, Table 3's ablation)")
+    keypatch_tokens: int = option(64, "most reference image tokens in a prompt, best first")
+    max_report_tokens: int = option(
+        0,
+        "0: an over-long report refuses its record. Above 0: a report given as input keeps its first so many tokens; "
+        "a report that is the answer is never cut",
+    )
+    seed: int = option(0, "seed of the choice among paraphrases")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers of the language model are drawn (METHOD 4)."""
+
+    report_temperature: float = option(1.0, "temperature of report tokens (0: greedy)")
+    report_top_p: float = option(0.92, "probability mass that report tokens come from")
+    report_tokens: int = option(512, "longest report, in tokens")
+    beams: int = option(1, "beams of a report; above 1 nothing is sampled")
+    image_temperature: float = option(1.0, "temperature of image tokens (0: greedy)")
+    image_top_p: float = option(1.0, "probability mass that image tokens come from")
+    batch_size: int = option(64, "requests decoded together")
+    decoder: Literal["auto", "folded", "transformers"] = option(
+        "auto", "auto: folded weights (a second copy) where the model is GPT-NeoX"
+    )
+
+
 def to_json(config: Any, kind: type | None = None) -> str:
     """A configuration as the text of a `config.json`; only the fields of `kind`, when `config` is a subclass of it."""
     values = asdict(config)

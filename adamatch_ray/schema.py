@@ -102,3 +102,83 @@ TOKENS = pa.schema(
     ]
 )
 """The codes of one image, row by row of the grid, and the fingerprint of the VQ-GAN that read them."""
+
+KEYPATCH = pa.schema(
+    [
+        ("word", pa.string()),
+        ("study_id", pa.string()),
+        ("dicom_id", pa.string()),
+        ("similarity", pa.float32()),
+        ("patch", pa.int32()),
+        ("x0", pa.float32()),
+        ("y0", pa.float32()),
+        ("x1", pa.float32()),
+        ("y1", pa.float32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("feature", pa.list_(pa.float32())),
+        ("crop", pa.binary()),
+    ]
+)
+"""One entry of the visual codebook: the patch of one train study that a word of its report matched best.
+
+The box is in pixels of the original image of `height` x `width`; `feature` is the patch's normalised embedding [D],
+`crop` a PNG of the box. Rows are ordered by falling similarity, ties by word, study_id and patch.
+"""
+
+KEYPATCH_TOKENS = pa.schema([("entry", pa.int32()), ("tokens", pa.list_(pa.uint16()))])
+"""VQ-GAN codes of the cells that a keypatch's box covers; `entry` is its row in the visual codebook."""
+
+HINTS = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("dicom_id", pa.string()),
+        ("keywords", pa.list_(pa.string())),
+        ("keypatches", pa.list_(pa.int32())),
+    ]
+)
+"""What AdaMatch says of one study before the language model is tuned: keywords and keypatch entries, best first."""
+
+_FOUND = pa.struct(
+    [
+        ("text", pa.string()),
+        ("group", pa.string()),
+        ("score", pa.float32()),
+        *((corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
+    ]
+)
+
+_LIKENESS = pa.struct(
+    [
+        ("word", pa.string()),
+        ("entry", pa.int32()),
+        ("score", pa.float32()),
+        ("study_id", pa.string()),
+        *((corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
+    ]
+)
+
+GENERATION = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("dicom_id", pa.string()),
+        ("direction", pa.string()),
+        ("keywords", pa.list_(_FOUND)),
+        ("keypatches", pa.list_(_LIKENESS)),
+        ("report", pa.string()),
+        ("image_tokens", pa.list_(pa.uint16())),
+        ("image", pa.binary()),
+        ("cycle_report", pa.string()),
+        ("cycle_image_tokens", pa.list_(pa.uint16())),
+        ("cycle_image", pa.binary()),
+        ("seed", pa.int64()),
+        ("status", pa.string()),
+    ]
+)
+"""What was generated from one study in one direction.
+
+cxr_to_report: `report` from the study's X-ray and `keywords`; with cycle, `cycle_image` from that report.
+report_to_cxr: `image` from the study's report and `keypatches`; with cycle, `cycle_report` from that image.
+`status` is "ok", "truncated: …" or "error: …"; a failed row keeps its place with what it has, the rest null.
+Keyword boxes are in pixels of the study's original image, keypatch boxes in pixels of their own source image.
+"""

@@ -16,8 +16,11 @@ PARENTS = {
     "studies": (),
     "encoder": ("studies",),
     "adamatch": ("studies", "encoder"),
+    "codebooks": ("studies", "adamatch"),
     "vqgan": ("studies", "encoder"),
-    "tokens": ("studies", "vqgan"),
+    "tokens": ("studies", "codebooks", "vqgan"),
+    "llm": ("studies", "adamatch", "codebooks", "tokens"),
+    "generations": ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm"),
     "metrics": ("studies", "adamatch"),
 }
 """The stages a stage is made from."""
@@ -26,8 +29,11 @@ SECTIONS = {
     "studies": ("data",),
     "encoder": ("image", "encoder"),
     "adamatch": ("image", "text", "adamatch"),
+    "codebooks": ("codebooks",),
     "vqgan": ("vqgan",),
     "tokens": ("tokens",),
+    "llm": ("llm",),
+    "generations": ("generate",),
     "metrics": ("evaluate",),
 }
 """The sections of the configuration that decide a stage's output, besides its parents."""
@@ -44,7 +50,7 @@ class StageRun:
         self.settings: dict[str, Any] = {key: section(command.config, key) for key in SECTIONS[name]}
         if name == "encoder":  # the ablation without adaptive patches needs its own encoder
             self.settings["adapatch"] = command.config.adamatch.adapatch
-        if name in ("encoder", "adamatch", "vqgan"):  # they set the global batch
+        if name in ("encoder", "adamatch", "vqgan", "llm"):  # they set the global batch
             self.settings["workers"] = command.config.scale.workers
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
@@ -59,7 +65,7 @@ class StageRun:
 
         Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, or a parent failed.
         """
-        names = [name for name in PARENTS[self.name] if not (name == "encoder" and self._without_encoder())]
+        names = [name for name in PARENTS[self.name] if not self._without(name)]
         if self.command.dry_run:
             return self._show_plan(names)
         self.parents = {name: self._parent(name).fingerprint for name in names}
@@ -108,10 +114,12 @@ class StageRun:
                 )
         return manifest
 
-    def _without_encoder(self) -> bool:
-        if self.name == "adamatch":
-            return self.config.adamatch.init != "encoder"
-        return self.name == "vqgan" and not self.config.vqgan.needs_encoder
+    def _without(self, parent: str) -> bool:
+        """Whether the configuration does without a parent."""
+        if parent == "encoder":
+            uses = {"adamatch": self.config.adamatch.init == "encoder", "vqgan": self.config.vqgan.needs_encoder}
+            return not uses[self.name]
+        return (self.name, parent) == ("tokens", "codebooks") and not self.config.tokens.keypatches
 
     def _show_plan(self, parents: list[str]) -> dict[str, Any]:
         scale = self.config.scale

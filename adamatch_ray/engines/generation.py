@@ -5,8 +5,7 @@ fails keeps its place among the answers, with a status that says why, so no metr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,26 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adamatch_ray.engines.local_backend import DecodePlan, GenerationBackend, LocalBackend
-from adamatch_ray.instructions import InstructionBuilder, InstructionConfig
+from adamatch_ray.instructions import InstructionBuilder
+from adamatch_ray.model_config import GenerationSettings, InstructionConfig
 from adamatch_ray.models.llm_tokens import TokenLayout
 
 OK = "ok"
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are drawn."""
-
-    report_temperature: float = field(default=1.0, metadata={"help": "temperature of report tokens; 0: greedy"})
-    report_top_p: float = field(default=0.92, metadata={"help": "probability mass that report tokens come from"})
-    report_tokens: int = field(default=512, metadata={"help": "longest report, in tokens"})
-    beams: int = field(default=1, metadata={"help": "beams of a report; above 1 nothing is sampled"})
-    image_temperature: float = field(default=1.0, metadata={"help": "temperature of image tokens; 0: greedy"})
-    image_top_p: float = field(default=1.0, metadata={"help": "probability mass that image tokens come from"})
-    batch_size: int = field(default=64, metadata={"help": "requests decoded together"})
-    decoder: Literal["auto", "folded", "transformers"] = field(
-        default="auto", metadata={"help": "auto: folded weights (a second copy) where the model is GPT-NeoX"}
-    )
 
 
 class ReportRequest(NamedTuple):

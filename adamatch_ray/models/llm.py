@@ -5,9 +5,8 @@ than its tokenizer has entries (padding to a round number); those rows were neve
 their place, and every image row starts from the same distribution, whether it was padding before or is new.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from adamatch_ray.model_config import LLMConfig
 from adamatch_ray.models.llm_tokens import KEYS, TokenLayout, make_layout
 
 MOST_PADDED_ROWS = 1024
 """Rows beyond the tokenizer that can pass for padding; with more, model and tokenizer were not made for each other."""
-
-
-@dataclass(frozen=True)
-class LLMConfig:
-    """Which language model is tuned. The sizes count only where `name_or_path` is empty."""
-
-    name_or_path: str = field(
-        default="", metadata={"help": "hub name or folder of a causal LM (databricks/dolly-v2-3b); empty: from scratch"}
-    )
-    hidden_size: int = field(default=192, metadata={"help": "width of a model made from scratch"})
-    layers: int = field(default=4, metadata={"help": "layers of a model made from scratch"})
-    heads: int = field(default=3, metadata={"help": "attention heads of a model made from scratch"})
-    context: int = field(default=1024, metadata={"help": "longest prompt and answer, in tokens, of such a model"})
-    vocab_size: int = field(default=2048, metadata={"help": "entries of the tokenizer trained for such a model"})
-    image_codes: int = field(default=1024, metadata={"help": "codes of the VQ-GAN's quantizer"})
-    image_grid: tuple[int, int] = field(default=(16, 16), metadata={"help": "rows and columns of an image's tokens"})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "weights' dtype"})
-    attention: Literal["sdpa", "eager"] = field(default="sdpa", metadata={"help": "attention implementation"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the backward"})
-    seed: int = field(default=0, metadata={"help": "seed of the new rows, and of all weights made from scratch"})
 
 
 class LoadedLLM(NamedTuple):
