@@ -28,7 +28,6 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
-    best: float = float("-inf")
     others: dict[str, Stateful] = field(default_factory=dict)
 
     def snapshot(self) -> dict[str, Any]:
@@ -37,7 +36,6 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "best": self.best,
             "others": {name: part.state_dict() for name, part in self.others.items()},
         }
 
@@ -45,17 +43,24 @@ class TrainState:
         """Continue from a snapshot."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.best = saved["step"], saved["best"]
+        self.step = saved["step"]
         for name, part in self.others.items():
             part.load_state_dict(saved["others"][name])
 
 
-def report(state: TrainState, worker: Worker, metrics: dict[str, float], save_model: Callable[[Path], None]) -> None:
-    """Tell Ray Train the metrics with a checkpoint; every worker calls it equally often, the first one writes.
+UNSCORED = -1e9
+"""Score of a state that was not validated: it must never pass for the best one, whatever the metric's range."""
 
-    The checkpoint holds `state.pt` (a snapshot) and what `save_model` writes under `model/`.
+
+def report(
+    state: TrainState, worker: Worker, score: str, scores: dict[str, float], save_model: Callable[[Path], None]
+) -> None:
+    """Tell Ray Train the scores with a checkpoint; every worker calls it equally often, the first one writes.
+
+    `score` names the metric that marks the best checkpoint; `scores` is empty where none was taken. The checkpoint
+    holds `state.pt` (a snapshot) and what `save_model` writes under `model/`.
     """
-    metrics = {**metrics, "step": state.step}
+    metrics = {score: UNSCORED, **scores, "step": state.step}
     if not worker.is_first:
         ray.train.report(metrics)
         return

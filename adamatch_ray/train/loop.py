@@ -79,8 +79,7 @@ def run(task: Task, settings: dict[str, Any], worker: Worker) -> None:
             if scores:
                 tracker.score(state.step, scores)
             tracker.flush()
-            # A state that was not scored must never pass for the best one.
-            checkpoint.report(state, worker, {task.score: -1.0, **scores}, task.save_model)
+            checkpoint.report(state, worker, task.score, scores, task.save_model)
             began = time.monotonic()
 
 

@@ -69,16 +69,13 @@ def vqgan_loop(settings: dict[str, Any]) -> None:
             due = ends_epoch and (state.step == total or state.step // per_epoch % train.validate_epochs == 0)
             scores = _validate(fitter, state, studies, tracker) if due and worker.is_first else {}
             tracker.flush()
-            checkpoint.report(
-                state, worker, {"fidelity": state.best, **scores}, lambda folder: save_pretrained(fitter.model, folder)
-            )
+            checkpoint.report(state, worker, "fidelity", scores, lambda folder: save_pretrained(fitter.model, folder))
 
 
 def _validate(fitter: Fitter, state: checkpoint.TrainState, studies: Stage, tracker: Tracker) -> dict[str, float]:
     """The first worker scores and draws; the others wait for it in Ray Train's barrier when they report."""
     began = time.monotonic()
     scores = fitter.score(read_canvases(studies, "validate", fitter.stage.train.batch_size))
-    state.best = max(state.best, scores["fidelity"])
     tracker.score(state.step, {**scores, "seconds": time.monotonic() - began})
     tracker.picture(state.step, "reconstructions", fitter.picture(next(read_canvases(studies, "validate", SHOWN))))
     return scores
