@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.artifacts import Stage
 from adamatch_ray.data import loading
+from adamatch_ray.model_config import TextEncoderConfig
 from adamatch_ray.models import text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, ImageEmbeddings, TextEmbeddings
 from adamatch_ray.models.inputs import model_input
@@ -25,6 +27,14 @@ class SplitEmbeddings:
     mask_IN: Tensor
     reports: tuple[str, ...]
     study_ids: tuple[str, ...]
+
+
+class ReportWord(NamedTuple):
+    """A whole word as it stands in a report: `report[place] == text`; its pieces are the `rows` of `word_BND[b]`."""
+
+    text: str
+    place: slice
+    rows: slice
 
 
 class Embedder:
@@ -43,6 +53,54 @@ class Embedder:
         """Words of reports."""
         tokens = text_encoder.tokenize(self.tokenizer, reports, self.model.sizes.text.max_tokens)
         return self.model.embed_reports(tokens.to(self.device))
+
+    def places(self, images: ImageEmbeddings) -> Tensor:
+        """The head [B, P, D] that tells where something is: the local one, where the model has it."""
+        names = self.model.head_names
+        return images.heads[names.index("local") if "local" in names else 0]
+
+    def words(self, reports: Sequence[str]) -> list[list[ReportWord]]:
+        """The words of each report that `reports` embeds, in reading order, punctuation included."""
+        return word_spans(self.tokenizer, reports, self.model.sizes.text)
+
+
+def word_spans(
+    tokenizer: PreTrainedTokenizerBase, reports: Sequence[str], config: TextEncoderConfig
+) -> list[list[ReportWord]]:
+    """Words of reports with the rows of their embeddings, for either `text.unit`; nothing beyond `max_tokens`."""
+    if not reports:
+        return []
+    lowered = [report.lower() for report in reports]
+    batch = tokenizer(lowered, truncation=True, max_length=config.max_tokens, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    found = []
+    for report, lower, ids, offsets in zip(reports, lowered, batch["input_ids"], batch["offset_mapping"], strict=True):
+        groups: list[list[int]] = []
+        for row, piece in enumerate(tokenizer.convert_ids_to_tokens(ids)):
+            if ids[row] in special:
+                continue
+            if groups and piece.startswith("##"):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        # Lower case of a few letters beyond ASCII is longer than they are; places are then those of the lower case.
+        text = report if len(report) == len(lower) else lower
+        found.append([_report_word(text, offsets, rows, n, config.unit) for n, rows in enumerate(groups)])
+    return found
+
+
+def _report_word(text: str, offsets: list[tuple[int, int]], rows: list[int], number: int, unit: str) -> ReportWord:
+    begin, end = offsets[rows[0]][0], offsets[rows[-1]][1]
+    while text[begin:end].isalnum() and text[end : end + 1].isalnum():
+        end += 1  # the report was cut inside this word
+    span = slice(rows[0], rows[-1] + 1) if unit == "wordpiece" else slice(number, number + 1)
+    return ReportWord(text[begin:end], slice(begin, end), span)
+
+
+def whole_words(word_ND: Tensor, words: Sequence[ReportWord]) -> Tensor:
+    """Normalised embeddings [W, D] of whole words: the mean over the pieces of each."""
+    means = [word_ND[word.rows].mean(0) for word in words]
+    return F.normalize(torch.stack(means), dim=-1) if means else word_ND[:0]
 
 
 def embed_split(
