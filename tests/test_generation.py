@@ -37,8 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.fixture(scope="module")
 def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    config = LLMConfig(hidden_size=48, layers=3, heads=3, context=256, image_codes=16, image_grid=(4, 4))
-    model = build_llm(config, tokenizer, 16)
+    config = LLMConfig(name_or_path="", hidden_size=48, layers=3, heads=3, context=256, dtype="float32")
+    model = build_llm(config, tokenizer, 16, (4, 4))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         # Large, distinct weights, norms and biases: small ones would hide a mistake in any of them.

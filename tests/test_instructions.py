@@ -173,9 +173,9 @@ def test_packed_loss_equals_each_record_alone(
     tokenizer: PreTrainedTokenizerBase, builder: InstructionBuilder, attention: Literal["sdpa", "eager"]
 ) -> None:
     config = LLMConfig(
-        hidden_size=32, layers=2, heads=2, context=256, image_codes=16, image_grid=(4, 4), attention=attention
+        name_or_path="", hidden_size=32, layers=2, heads=2, context=256, dtype="float32", attention=attention
     )
-    model = build_llm(config, tokenizer, 16)
+    model = build_llm(config, tokenizer, 16, (4, 4))
     assert layout_of(model, tokenizer) == builder.layout
     with torch.no_grad():
         for parameter in model.parameters():

@@ -35,22 +35,21 @@ class LoadedLLM(NamedTuple):
 
 
 def build_llm(
-    config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int, quantizer: str = ""
+    config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int, grid: tuple[int, int], quantizer: str = ""
 ) -> PreTrainedModel:
-    """A causal LM of len(tokenizer) + codes rows; `codes` and `quantizer` (fingerprint) are those of the VQ-GAN.
+    """A causal LM of len(tokenizer) + codes rows; codes, grid and `quantizer` (fingerprint) are those of the VQ-GAN.
 
-    ValueError, naming both sides, if the VQ-GAN is not the configured one or the tokenizer does not fit the checkpoint.
+    ValueError, naming both sides, if the checkpoint was tuned on another VQ-GAN or the tokenizer does not fit it.
     """
-    if codes != config.image_codes:
-        raise ValueError(f"the VQ-GAN has {codes} codes, llm.image_codes says {config.image_codes}: make them equal")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = _pretrained(config, tokenizer) if config.name_or_path else _from_scratch(config, tokenizer)
+        build = _pretrained if config.name_or_path else _from_scratch
+        model = build(config, tokenizer, codes)
     known = getattr(model.config, "quantizer", "")
     if known and quantizer and known != quantizer:
         raise ValueError(f"{config.name_or_path} was tuned on VQ-GAN {known}, the token cache is of {quantizer}")
     model.config.image_codes = codes
-    model.config.image_grid = list(config.image_grid)
+    model.config.image_grid = list(grid)
     model.config.quantizer = quantizer or known
     layout = layout_of(model, tokenizer)
     model.config.eos_token_id, model.config.pad_token_id = layout.end_id, layout.pad_id
@@ -94,9 +93,9 @@ def load_llm(folder: str | Path, dtype: str = "auto", attention: str = "sdpa") -
     return LoadedLLM(model, tokenizer, layout_of(model, tokenizer))
 
 
-def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int) -> PreTrainedModel:
     shape = GPTNeoXConfig(
-        vocab_size=len(tokenizer) + config.image_codes,
+        vocab_size=len(tokenizer) + codes,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
@@ -107,17 +106,15 @@ def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase) -> PreT
     return AutoModelForCausalLM.from_config(shape, dtype=config.dtype, attn_implementation=config.attention)
 
 
-def _pretrained(config: LLMConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _pretrained(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         config.name_or_path, dtype=config.dtype, attn_implementation=config.attention
     )
     tuned_on = getattr(model.config, "image_codes", None)
     if tuned_on is None:
-        extend_vocabulary(model, tokenizer, config.image_codes)
-    elif tuned_on != config.image_codes:
-        raise ValueError(
-            f"{config.name_or_path} was tuned on {tuned_on} image codes, the VQ-GAN has {config.image_codes}"
-        )
+        extend_vocabulary(model, tokenizer, codes)
+    elif tuned_on != codes:
+        raise ValueError(f"{config.name_or_path} was tuned on {tuned_on} image codes, the VQ-GAN has {codes}")
     return model
 
 
