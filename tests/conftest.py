@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,20 @@ def studies_root(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def cycle_root(tmp_path_factory: pytest.TempPathFactory, studies_root: Path, tiny_yaml: Path) -> Path:
+    """A root with every stage from `studies/` to `llm/` finished: untrained, tiny, made without Ray.
+
+    Read only: a test that writes to it copies it.
+    """
+    from tiny_cycle import finish_stages
+
+    root = tmp_path_factory.mktemp("runs") / "cycle"
+    shutil.copytree(studies_root, root)
+    finish_stages(root, tiny_yaml)
+    return root
+
+
+@pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "PreTrainedTokenizerBase":
     """A WordPiece tokenizer trained on `REPORTS`; some words of theirs come out in pieces."""
     from adamatch_ray.models import text_encoder
@@ -149,8 +164,6 @@ def job() -> Callable[[str], Main]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """The one Ray of the test session, four logical CPUs; jobs called in this process join it."""
-    import shutil
-
     # Its sockets lie in this folder, and the path of a socket may not be long.
     folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp" if Path("/tmp").is_dir() else None)
     os.environ["RAY_TMPDIR"] = folder

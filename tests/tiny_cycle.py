@@ -1,0 +1,161 @@
+"""Every stage from AdaMatch to the language model, untrained and tiny, as if the jobs had made it, but without Ray.
+
+Answers mean nothing; that they come, stay the same and carry everything they should is what tests ask.
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from adamatch_ray.artifacts import Manifest, Root
+from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
+from adamatch_ray.config import load_config
+from adamatch_ray.data import loading
+from adamatch_ray.data.images import decode_png
+from adamatch_ray.engines.embedding import Embedder
+from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, save_pretrained, tokens_of_box
+from adamatch_ray.engines.token_cache import TokenCache
+from adamatch_ray.geometry import Geometry
+from adamatch_ray.instructions import instruction_texts
+from adamatch_ray.model_config import InstructionConfig, LLMConfig, VQGANConfig, to_json
+from adamatch_ray.models import adamatch, text_encoder
+from adamatch_ray.models.llm import build_llm, save_llm
+from adamatch_ray.models.llm_tokens import train_bpe_tokenizer
+from adamatch_ray.models.vqgan import VQGAN
+from adamatch_ray.schema import KEYPATCH, KEYPATCH_TOKENS
+
+VQGAN_SIZE = VQGANConfig(
+    image_size=64,
+    in_channels=1,
+    ch=8,
+    groups=4,
+    ch_mult=(1, 1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    z_channels=8,
+    codes=40,
+    code_dim=4,
+)
+LLM_SIZE = LLMConfig(name_or_path="", hidden_size=48, layers=2, heads=3, context=640, dtype="float32")
+ENTITIES = (
+    Entity("left lung", "Biological_structure", 40),
+    Entity("heart", "Biological_structure", 38),
+    Entity("small", "Detailed_description", 20),
+    Entity("pneumonia", "Disease_disorder", 9),
+    Entity("nodule", "Disease_disorder", 7),
+    Entity("pleural effusion", "Sign_symptom", 12),
+)
+
+
+class _Study(NamedTuple):
+    """What the visual codebook takes of a train study."""
+
+    study_id: str
+    dicom_id: str
+    image: bytes
+    height: int
+    width: int
+
+
+def finish_stages(root: Path, yaml: Path) -> None:
+    """Add adamatch, codebooks, vqgan, tokens and llm to a root whose `studies/` is finished."""
+    stages = Root(str(root))
+    reports = [r for table in loading.read_split(stages.stage("studies"), "train") for r in table["report"].to_pylist()]
+    embedder = _add_adamatch(stages, root, yaml, reports)
+    studies = _first_studies(stages, 6)
+    _add_codebooks(stages, embedder, studies)
+    model = add_vqgan(root)
+    _add_tokens(stages, model, studies)
+    add_llm(root, fingerprint(model), reports)
+
+
+def add_vqgan(root: Path, seed: int = 0) -> VQGAN:
+    """An untrained VQ-GAN as a finished stage; its codes lie among latents, so that many are used."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VQGAN(VQGAN_SIZE)
+        with torch.no_grad():
+            noise = torch.rand(1, 1, 64, 64) * 2 - 1
+            latents = model.quant_conv(model.encoder(noise)).permute(0, 2, 3, 1).reshape(-1, VQGAN_SIZE.code_dim)
+            model.quantize.embedding.weight.copy_(latents[torch.randperm(len(latents))[: VQGAN_SIZE.codes]])
+    save_pretrained(model, root / "vqgan" / "model")
+    Root(str(root)).stage("vqgan").commit(Manifest("vqgan", f"vqgan-{seed}", {}, {}))
+    return model
+
+
+def add_llm(root: Path, quantizer: str, reports: list[str]) -> None:
+    """A language model with random weights, large enough to give different answers to different prompts."""
+    folder = root / "llm" / "model"
+    tokenizer = train_bpe_tokenizer([*reports, *instruction_texts()], 640, folder)
+    grid = (VQGAN_SIZE.grid, VQGAN_SIZE.grid)
+    model = build_llm(LLM_SIZE, tokenizer, VQGAN_SIZE.codes, grid, quantizer)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    save_llm(model, tokenizer, folder)
+    stage = Root(str(root)).stage("llm")
+    stage.write_bytes("instructions.json", to_json(InstructionConfig(keywords=4, keypatches=3)).encode())
+    stage.commit(Manifest("llm", "llm-tiny", {}, {}))
+
+
+def _add_adamatch(stages: Root, root: Path, yaml: Path, reports: list[str]) -> Embedder:
+    config = load_config(str(yaml))
+    text_encoder.train_tokenizer(reports, config.text.vocab_size, root / "adamatch" / "model" / "text")
+    tokenizer = text_encoder.load_tokenizer(root / "adamatch" / "model" / "text")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = adamatch.build(adamatch.AdaMatchSizes(config.image, config.text, config.adamatch), tokenizer).eval()
+    adamatch.save(model, tokenizer, root / "adamatch" / "model")
+    stages.stage("adamatch").commit(Manifest("adamatch", "adamatch-tiny", {}, {}))
+    return Embedder(model, tokenizer, torch.device("cpu"))
+
+
+def _first_studies(stages: Root, count: int) -> list[_Study]:
+    table = next(loading.read_split(stages.stage("studies"), "train", list(_Study._fields)))
+    return [_Study(**row) for row in table.slice(0, count).to_pylist()]
+
+
+def _add_codebooks(stages: Root, embedder: Embedder, studies: list[_Study]) -> None:
+    """Two patches of each study under words of reports, the visual codebook's rows in their order."""
+    stage = stages.stage("codebooks")
+    words = embedder.reports([entity.text for entity in ENTITIES])
+    feature_KD = F.normalize((words.word_BND * words.mask_BN[..., None]).sum(1), dim=-1)
+    TextualCodebook(ENTITIES, feature_KD, "adamatch-tiny").save(stage)
+    images = embedder.images(np.stack([decode_png(study.image) for study in studies]))
+    rows = []
+    for number, study in enumerate(studies):
+        boxes_P4 = Geometry(study.height, study.width, 64).to_original(images.boxes_BP4[number].numpy())
+        for place, patch in enumerate((5, 10)):
+            row = {**study._asdict(), "word": ENTITIES[number].text.split()[-1], "patch": patch}
+            row |= {"similarity": 0.9 - 0.02 * len(rows), "feature": images.heads[0][number, patch].tolist()}
+            row |= dict(zip(("x0", "y0", "x1", "y1"), boxes_P4[patch].tolist(), strict=True))
+            rows.append({**row, "crop": None, "word": row["word"] if place else "normal"})
+    table = pa.Table.from_pylist(rows, schema=KEYPATCH)
+    VisualCodebook(table, torch.tensor(table["feature"].to_pylist()), "adamatch-tiny").save(stage)
+    stage.commit(Manifest("codebooks", "codebooks-tiny", {}, {"adamatch": "adamatch-tiny"}, {"keypatches": len(rows)}))
+
+
+def _add_tokens(stages: Root, model: VQGAN, studies: list[_Study]) -> None:
+    """Tokens of all images and of the keypatches."""
+    stage = stages.stage("tokens")
+    cache = TokenCache(stages.uri, kernel="torch")
+    files = {name: cache.make(name).rows for name in sorted(stages.stage("studies").require().files)}
+    encoded = ImageTokenizer(model, kernel="torch").encode(np.stack([decode_png(s.image) for s in studies]))
+    tokens = dict(zip((study.dicom_id for study in studies), encoded, strict=True))
+    rows = []
+    for entry, row in enumerate(VisualCodebook.load(stages.stage("codebooks")).table.to_pylist()):
+        box = Geometry(row["height"], row["width"], 64).to_canvas(np.array([row[c] for c in ("x0", "y0", "x1", "y1")]))
+        x0, y0, x1, y1 = box.tolist()
+        rows.append({"entry": entry, "tokens": tokens_of_box(tokens[row["dicom_id"]], (x0, y0, x1, y1), 8)})
+    buffer = io.BytesIO()
+    footer = {"model": fingerprint(model)}
+    pq.write_table(pa.Table.from_pylist(rows, schema=KEYPATCH_TOKENS.with_metadata(footer)), buffer)
+    stage.write_bytes("keypatches.parquet", buffer.getvalue())
+    stage.commit(Manifest("tokens", "tokens-tiny", {}, {"vqgan": "vqgan-0"}, {}, files, footer))
