@@ -31,6 +31,8 @@ from adamatch_ray.model_config import (
 )
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
+Table = Literal["retrieval", "reports", "images", "localization", "cycle"]
+TABLES: tuple[Table, ...] = ("retrieval", "reports", "images", "localization", "cycle")
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,19 @@ class EvaluateConfig:
     split: Literal["train", "validate", "test"] = option("test", "split that is scored")
     batch_size: int = option(64, "studies embedded at once")
     candidates: int = option(1000, "size of the older papers' retrieval protocol")
+    tables: tuple[Table, ...] = option(TABLES, "what is scored; a table that lacks its data is left out and says why")
+    predictions: str = option("", "CSV, JSONL or parquet of anyone's reports and/or images, scored instead of ours")
+    id_column: str = option("study_id", "predictions column: study id (a column dicom_id is read where there is one)")
+    report_column: str = option("report", "predictions column: report")
+    image_column: str = option("image", "predictions column: image path, relative to the file")
+    meteor: Literal["auto", "nltk", "java", "both", "none"] = option("auto", "which METEOR; auto: each that is installed")
+    extractor: Literal["encoder", "densenet", "inception"] = option("encoder", "whose features FID compares")
+    extractor_weights: str = option("", "weights file of densenet (torchxrayvision) or inception")
+    niqe: str = option("", "NIQE parameters, .npz of an earlier run or LIVE's .mat; default: fitted on train images")
+    niqe_images: int = option(500, "real train images that NIQE is fitted on")
+    tsne: int = option(250, "images a side in the t-SNE picture (0: no picture)")
+    resamples: int = option(1000, "draws of the bootstrap over studies")
+    seed: int = option(0, "seed of the bootstrap, of t-SNE and of the baselines")
 
 
 @dataclass(frozen=True)

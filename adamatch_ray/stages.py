@@ -10,7 +10,7 @@ from typing import Any
 
 from adamatch_ray.artifacts import JOBS, Manifest, Root, fingerprint, flatten
 from adamatch_ray.cli import CommandLine
-from adamatch_ray.config import section, to_yaml
+from adamatch_ray.config import EvaluateConfig, section, to_yaml
 
 PARENTS = {
     "studies": (),
@@ -21,7 +21,7 @@ PARENTS = {
     "tokens": ("studies", "codebooks", "vqgan"),
     "llm": ("studies", "adamatch", "codebooks", "tokens"),
     "generations": ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm"),
-    "metrics": ("studies", "adamatch"),
+    "metrics": ("studies", "encoder", "adamatch", "generations"),
 }
 """The stages a stage is made from."""
 
@@ -116,6 +116,8 @@ class StageRun:
 
     def _without(self, parent: str) -> bool:
         """Whether the configuration does without a parent."""
+        if self.name == "metrics":
+            return parent not in _scored_from(self.config.evaluate)
         if parent == "encoder":
             uses = {"adamatch": self.config.adamatch.init == "encoder", "vqgan": self.config.vqgan.needs_encoder}
             return not uses[self.name]
@@ -132,6 +134,19 @@ class StageRun:
         kind = "GPU" if scale.gpu else "CPU"
         print(f"# {scale.workers} {kind} worker(s), {scale.cpus_per_worker} CPUs each, {scale.loaders} loader(s) each")
         return {"stage": self.name, "status": "planned", "output": self.stage.uri, "seconds": 0.0}
+
+
+def _scored_from(options: EvaluateConfig) -> set[str]:
+    """The stages that the asked tables are made from."""
+    tables = set(options.tables)
+    needed = {"studies"}
+    if "images" in tables:
+        needed.add("encoder")
+    if tables & {"retrieval", "localization", "cycle"}:
+        needed.add("adamatch")
+    if tables & {"reports", "images", "cycle"} and not options.predictions:
+        needed.add("generations")
+    return needed
 
 
 def run_job(job: str, arguments: list[str]) -> dict[str, Any]:

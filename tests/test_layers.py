@@ -18,10 +18,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics", "measure"}),
     frozenset({"data"}),
     frozenset({"engines"}),
+    frozenset({"evaluation"}),
     frozenset({"train"}),
     frozenset({"gallery"}),
 )
-BARE = {"models", "ops", "losses", "metrics", "engines", "geometry", "schema", "model_config", "instructions"}
+BARE = {"models", "ops", "losses", "metrics", "engines", "geometry", "schema", "model_config", "instructions", "codebooks"}
 """Parts that run on a GPU machine without Ray and pydantic."""
 
 

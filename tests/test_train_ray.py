@@ -163,7 +163,8 @@ def test_two_workers_share_the_batch_and_start_from_the_encoder(
     assert answer["steps"] == 2
     losses = [row["loss"] for row in Trained(root, answer).rows("train")]
     assert len(losses) == 2 and all(np.isfinite(loss) for loss in losses)
-    scores = job("evaluate")(["--config", str(tiny_yaml), "--root", str(root), "--evaluate.split", "validate"])
+    asked = ["--evaluate.split", "validate", "--evaluate.tables", "retrieval"]
+    scores = job("evaluate")(["--config", str(tiny_yaml), "--root", str(root), *asked])
     assert scores is not None and scores["studies"] == 16 and 0 <= scores["image_to_text@1"] <= 100
     report = json.loads((root / "metrics" / "retrieval.json").read_text())
     assert "synthetic" in report["data"] and report["full"].keys() == report["released"].keys()
