@@ -1,0 +1,165 @@
+"""The textual and the visual codebook: what AdaMatch explains itself with (METHOD 2, paper 3.2.1 and 3.2.2).
+
+Both are made from the train split alone and belong to the AdaMatch that encoded them. Features are normalised rows
+[K, D], so one matrix product with normalised patches or words gives cosine similarities.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from adamatch_ray.artifacts import Stage
+from adamatch_ray.schema import KEYPATCH
+
+GROUPS = ("Biological_structure", "Detailed_description", "Disease_disorder", "Sign_symptom")
+"""Kinds of entities that become keywords, as `d4data/biomedical-ner-all` names them."""
+
+LIGHT = tuple(name for name in KEYPATCH.names if name not in ("feature", "crop"))
+"""The columns of a keypatch that are small."""
+
+
+class Entity(NamedTuple):
+    """A keyword, its group, and the number of train reports it is found in."""
+
+    text: str
+    group: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class TextualCodebook:
+    """Keywords with their features [K, D]; `model` is the fingerprint of the AdaMatch stage that encoded them."""
+
+    entities: tuple[Entity, ...]
+    feature_KD: Tensor
+    model: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(len(self.entities), self.feature_KD)
+
+    def __len__(self) -> int:
+        return len(self.entities)
+
+    def save(self, stage: Stage) -> None:
+        """Write `textual.json` and `textual.safetensors` into the stage."""
+        said = {"model": self.model, **self.provenance, "entities": [entity._asdict() for entity in self.entities]}
+        stage.write_bytes("textual.json", (json.dumps(said, indent=1) + "\n").encode())
+        stage.write_bytes("textual.safetensors", save({"feature_KD": self.feature_KD.float().contiguous()}))
+
+    @classmethod
+    def load(cls, stage: Stage) -> "TextualCodebook":
+        """The codebook of a finished stage. Raises ValueError naming the job while it is not."""
+        stage.require()
+        said = json.loads(stage.read_bytes("textual.json"))
+        entities, model = tuple(Entity(**entity) for entity in said.pop("entities")), said.pop("model")
+        feature_KD = load(stage.read_bytes("textual.safetensors"))["feature_KD"]
+        return cls(entities, feature_KD, model, said)
+
+    def require(self, model: str, dim: int) -> None:
+        """Raises ValueError, naming both, where the codebook is not of that AdaMatch stage or joint dimension."""
+        _require("textual", self.model, self.feature_KD, model, dim)
+
+
+@dataclass(frozen=True, eq=False)
+class VisualCodebook:
+    """Keypatches: rows of KEYPATCH (features apart, crops only where they were asked for) and features [K, D]."""
+
+    table: pa.Table
+    feature_KD: Tensor
+    model: str
+
+    def __post_init__(self) -> None:
+        _check(self.table.num_rows, self.feature_KD)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def save(self, stage: Stage) -> None:
+        """Write `visual.parquet` into the stage. The table must hold the crops."""
+        count, dim = self.feature_KD.shape
+        flat = pa.array(self.feature_KD.float().contiguous().view(-1).numpy())
+        offsets = pa.array(range(0, count * dim + 1, dim), pa.int32())
+        table = self.table.append_column("feature", pa.ListArray.from_arrays(offsets, flat)).select(KEYPATCH.names)
+        footer = KEYPATCH.with_metadata({"model": self.model, "dim": str(dim)})
+        buffer = io.BytesIO()
+        pq.write_table(table.cast(footer), buffer, compression="zstd")
+        stage.write_bytes("visual.parquet", buffer.getvalue())
+
+    @classmethod
+    def load(cls, stage: Stage, crops: bool = False) -> "VisualCodebook":
+        """The codebook of a finished stage. Raises ValueError naming the job while it is not."""
+        stage.require()
+        names = [name for name in KEYPATCH.names if crops or name != "crop"]
+        table = pq.read_table(f"{stage.path}/visual.parquet", columns=names, filesystem=stage.filesystem)
+        return cls.of(table, int(table.schema.metadata[b"dim"]), table.schema.metadata[b"model"].decode())
+
+    @classmethod
+    def of(cls, table: pa.Table, dim: int, model: str) -> "VisualCodebook":
+        """A codebook of KEYPATCH rows, crops or not, in their order."""
+        flat = table["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        feature_KD = torch.tensor(flat, dtype=torch.float32).view(table.num_rows, dim)
+        return cls(table.drop_columns("feature").replace_schema_metadata(), feature_KD, model)
+
+    def require(self, model: str, dim: int) -> None:
+        """Raises ValueError, naming both, where the codebook is not of that AdaMatch stage or joint dimension."""
+        _require("visual", self.model, self.feature_KD, model, dim)
+
+
+def rank_entities(counts: Mapping[tuple[str, str], int], per_group: int, min_count: int = 1) -> tuple[Entity, ...]:
+    """The `per_group` most frequent entities of each group, by falling count, then by text.
+
+    `counts` says of (text, group) in how many reports it is found. A text found in several groups belongs to the one
+    it is found in most often, the first of GROUPS among equals, with that group's count.
+    """
+    best: dict[str, Entity] = {}
+    for group in GROUPS:
+        for (text, found), count in counts.items():
+            if found == group and (text not in best or count > best[text].count):
+                best[text] = Entity(text, group, count)
+    ranked = sorted((e for e in best.values() if e.count >= min_count), key=lambda e: (-e.count, e.text))
+    return tuple(entity for group in GROUPS for entity in [e for e in ranked if e.group == group][:per_group])
+
+
+def rank_keypatches(table: pa.Table, count: int, per_word: int) -> pa.Table:
+    """The `count` most similar keypatches with at most `per_word` of each word, in the order of a codebook.
+
+    Ranking parts of a table and then what is left of them gives the same rows as ranking the whole.
+    """
+    order = [("similarity", "descending"), *((name, "ascending") for name in ("word", "study_id", "dicom_id", "patch"))]
+    table = table.sort_by(order)
+    seen: Counter[str] = Counter()
+    kept: list[int] = []
+    for row, word in enumerate(table["word"].to_pylist()):
+        if len(kept) == count:
+            break
+        if seen[word] < per_word:
+            kept.append(row)
+            seen[word] += 1
+    return table.take(pa.array(kept, pa.int64()))
+
+
+def _check(count: int, feature_KD: Tensor) -> None:
+    assert feature_KD.ndim == 2 and feature_KD.shape[0] == count, (count, feature_KD.shape)
+
+
+def _require(name: str, made_by: str, feature_KD: Tensor, model: str, dim: int) -> None:
+    if made_by != model:
+        raise ValueError(
+            f"the {name} codebook was made by AdaMatch {made_by}, not by {model}; "
+            "run: python jobs/build_codebooks.py --overwrite"
+        )
+    if feature_KD.shape[1] != dim:
+        raise ValueError(
+            f"the {name} codebook has features of {feature_KD.shape[1]} dimensions, AdaMatch {model} has {dim}; "
+            "run: python jobs/build_codebooks.py --overwrite"
+        )
