@@ -22,7 +22,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"train"}),
     frozenset({"gallery"}),
 )
-BARE = {"models", "ops", "losses", "metrics", "engines", "geometry", "schema", "model_config", "instructions", "codebooks"}
+BARE = {
+    "models",
+    "ops",
+    "losses",
+    "metrics",
+    "engines",
+    "geometry",
+    "schema",
+    "model_config",
+    "instructions",
+    "codebooks",
+}
 """Parts that run on a GPU machine without Ray and pydantic."""
 
 
