@@ -17,7 +17,7 @@ from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
 from adamatch_ray.config import load_config
 from adamatch_ray.data import loading
-from adamatch_ray.data.images import decode_png
+from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, save_pretrained, tokens_of_box
 from adamatch_ray.engines.token_cache import TokenCache
@@ -131,14 +131,14 @@ def _add_codebooks(stages: Root, embedder: Embedder, studies: list[_Study]) -> N
     images = embedder.images(np.stack([decode_png(study.image) for study in studies]))
     rows = []
     for number, study in enumerate(studies):
-        boxes_P4 = Geometry(study.height, study.width, 64).to_original(images.boxes_BP4[number].numpy())
-        for place, patch in enumerate((5, 10)):
-            row = {**study._asdict(), "word": ENTITIES[number].text.split()[-1], "patch": patch}
+        geometry = Geometry(study.height, study.width, 64)
+        for word, patch in ((ENTITIES[number].text.split()[-1], 5), ("normal", 10)):
+            box = geometry.to_original(images.boxes_BP4[number, patch].numpy())
+            row = {**study._asdict(), "word": word, "patch": patch, "crop": encode_png(decode_png(study.image)[:8, :8])}
             row |= {"similarity": 0.9 - 0.02 * len(rows), "feature": images.heads[0][number, patch].tolist()}
-            row |= dict(zip(("x0", "y0", "x1", "y1"), boxes_P4[patch].tolist(), strict=True))
-            rows.append({**row, "crop": None, "word": row["word"] if place else "normal"})
+            rows.append(row | dict(zip(("x0", "y0", "x1", "y1"), box.tolist(), strict=True)))
     table = pa.Table.from_pylist(rows, schema=KEYPATCH)
-    VisualCodebook(table, torch.tensor(table["feature"].to_pylist()), "adamatch-tiny").save(stage)
+    VisualCodebook.of(table, feature_KD.shape[1], "adamatch-tiny").save(stage)
     stage.commit(Manifest("codebooks", "codebooks-tiny", {}, {"adamatch": "adamatch-tiny"}, {"keypatches": len(rows)}))
 
 

@@ -1,0 +1,182 @@
+"""The whole cycle: X-ray to report to X-ray, report to X-ray to report (section 3.2).
+
+AdaMatch finds keywords and keypatches, the VQ-GAN reads and draws images, the language model writes between them. A row
+that fails keeps its place with a status that says why; an empty report or a blank image is no failure, its prompt just
+holds no hints.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamatch_ray.artifacts import Root
+from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest
+from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
+from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
+from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
+from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.model_config import GenerationSettings, InstructionConfig, from_dict
+from adamatch_ray.models.llm import load_llm
+
+MATCHED = 64
+"""Rows that AdaMatch sees at once; always as many, so that a score is rounded alike whatever else is set."""
+
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
+
+
+class ReportAnswer(NamedTuple):
+    """A report, the keywords it was written from, and the tokens of the X-ray; `status` as in `ReportResult`."""
+
+    report: str
+    keywords: list[Keyword]
+    image_tokens: NDArray[np.uint16]
+    status: str
+
+
+class ImageAnswer(NamedTuple):
+    """An X-ray uint8 [S, S], its tokens, and the keypatches it was drawn from.
+
+    `image` is None and there are no tokens where `status` is "error: …" instead of "ok".
+    """
+
+    image: NDArray[np.uint8] | None
+    image_tokens: NDArray[np.uint16]
+    keypatches: list[Keypatch]
+    status: str
+
+
+class CycleEngine:
+    """Both directions and both cycles for lists of rows; offline actors and online deployments hold one each."""
+
+    def __init__(
+        self,
+        matching: MatchingEngine,
+        tokenizer: ImageTokenizer,
+        generation: GenerationEngine,
+        keypatch_tokens: KeypatchTokens,
+        instructions: InstructionConfig,
+    ) -> None:
+        self.matching, self.tokenizer, self.generation = matching, tokenizer, generation
+        self.keypatch_tokens, self.instructions = keypatch_tokens, instructions
+
+    @classmethod
+    def load(cls, root: Root, device: str = "cpu", settings: GenerationSettings | None = None) -> "CycleEngine":
+        """The models of a root's finished stages. ValueError names an unfinished one, or two that do not fit."""
+        vqgan_stage, tokens_stage, llm_stage = (root.stage(name) for name in ("vqgan", "tokens", "llm"))
+        for stage in (vqgan_stage, tokens_stage, llm_stage):
+            stage.require()
+        with tempfile.TemporaryDirectory() as folder:
+            vqgan = load_pretrained(vqgan_stage.download("model", Path(folder) / "vqgan"))
+            dtype = "float32" if device == "cpu" else "auto"
+            llm = load_llm(llm_stage.download("model", Path(folder) / "llm"), dtype)
+        config = vqgan.config
+        llm.layout.check_cache(config.codes, (config.grid, config.grid), fingerprint(vqgan))
+        instructions = from_dict(InstructionConfig, json.loads(llm_stage.read_bytes("instructions.json")))
+        generation = GenerationEngine(llm.model, llm.tokenizer, llm.layout, device, settings, instructions)
+        return cls(
+            MatchingEngine.load(root, device),
+            ImageTokenizer(vqgan, device),
+            generation,
+            KeypatchTokens.load(tokens_stage),
+            instructions,
+        )
+
+    @property
+    def canvas(self) -> int:
+        """Side of the X-rays that it reads and draws, pixels."""
+        return self.tokenizer.config.image_size
+
+    def reports(self, images: Sequence[CanvasImage], seeds: Sequence[int]) -> list[ReportAnswer]:
+        """A report for each X-ray; all must lie on canvases of side `canvas`, else ValueError."""
+        if not images:
+            return []
+        tokens_BT = self.tokenizer.encode(np.stack([image.pixels for image in images]))
+        count = self.instructions.keywords
+        keywords = _by_group(images, lambda group: self.matching.keywords(group, count))
+        requests = [report_request(*row) for row in zip(tokens_BT, keywords, seeds, strict=True)]
+        results = self.generation.cxr_to_report(requests)
+        rows = zip(results, keywords, tokens_BT, strict=True)
+        return [ReportAnswer(result.text, found, tokens, result.status) for result, found, tokens in rows]
+
+    def images(self, reports: Sequence[str], seeds: Sequence[int]) -> list[ImageAnswer]:
+        """An X-ray for each report."""
+        if not reports:
+            return []
+        count = self.instructions.keypatches
+        keypatches = _by_group(reports, lambda group: self.matching.keypatches(group, count))
+        rows = zip(reports, keypatches, seeds, strict=True)
+        requests = [image_request(report, found, self.keypatch_tokens, seed) for report, found, seed in rows]
+        results = self.generation.report_to_cxr(requests)
+        drawn = [result.image_tokens for result in results if result.status == "ok"]
+        decoded = iter(self.tokenizer.decode(np.stack(drawn)) if drawn else ())
+        return [
+            ImageAnswer(next(decoded) if status == "ok" else None, tokens, found, status)
+            for (tokens, status), found in zip(results, keypatches, strict=True)
+        ]
+
+    def image_cycle(
+        self, images: Sequence[CanvasImage], seeds: Sequence[int]
+    ) -> list[tuple[ReportAnswer, ImageAnswer]]:
+        """X-ray to report, and that report to an X-ray."""
+        first = self.reports(images, seeds)
+        given = [None if answer.status.startswith("error") else answer.report for answer in first]
+        failed = ImageAnswer(None, np.zeros(0, np.uint16), [], "error: there is no report to draw from")
+        return list(zip(first, _second_half(self.images, given, seeds, failed), strict=True))
+
+    def report_cycle(self, reports: Sequence[str], seeds: Sequence[int]) -> list[tuple[ImageAnswer, ReportAnswer]]:
+        """Report to X-ray, and that X-ray to a report. Keyword boxes are in pixels of the drawn X-ray."""
+        first = self.images(reports, seeds)
+        given = [None if answer.image is None else as_canvas(answer.image) for answer in first]
+        failed = ReportAnswer("", [], np.zeros(0, np.uint16), "error: there is no X-ray to report on")
+        return list(zip(first, _second_half(self.reports, given, seeds, failed), strict=True))
+
+
+def report_request(image_tokens: NDArray[np.uint16], keywords: Sequence[Keyword], seed: int) -> ReportRequest:
+    """What the language model is asked for an X-ray."""
+    return ReportRequest(image_tokens, [keyword.text for keyword in keywords], seed)
+
+
+def image_request(
+    report: str, keypatches: Sequence[Keypatch], keypatch_tokens: KeypatchTokens, seed: int
+) -> ImageRequest:
+    """What the language model is asked for a report."""
+    return ImageRequest(report, keypatch_tokens.codes([keypatch.entry for keypatch in keypatches]), seed)
+
+
+def as_canvas(image: NDArray[np.uint8]) -> CanvasImage:
+    """A drawn X-ray [S, S] as an X-ray of that size, to be read again."""
+    return CanvasImage(image, *image.shape)
+
+
+def row_seed(seed: int, study_id: str, direction: str) -> int:
+    """The seed of one row, in [0, 2^63): the same in every process, whatever rows are beside it."""
+    digest = hashlib.blake2b(f"{seed}/{direction}/{study_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def second_seed(seed: int) -> int:
+    """The seed of a cycle's second half, whose draws must not be those of the first."""
+    return row_seed(seed, "", "second half")
+
+
+def _second_half(
+    ask: Callable[[Sequence[Given], Sequence[int]], list[Answer]],
+    given: Sequence[Given | None],
+    seeds: Sequence[int],
+    failed: Answer,
+) -> list[Answer]:
+    """Answers to what the first half gave; `failed` where it gave nothing."""
+    going = [(value, second_seed(seed)) for value, seed in zip(given, seeds, strict=True) if value is not None]
+    answers = iter(ask([value for value, _ in going], [seed for _, seed in going]))
+    return [failed if value is None else next(answers) for value in given]
+
+
+def _by_group(rows: Sequence[Given], find: Callable[[Sequence[Given]], list[list[Answer]]]) -> list[list[Answer]]:
+    return [found for start in range(0, len(rows), MATCHED) for found in find(rows[start : start + MATCHED])]
