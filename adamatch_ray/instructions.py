@@ -40,6 +40,8 @@ INSTRUCTIONS = {
     ),
 }
 
+_OPENING, _GAP, _KEYWORD, _REFERENCE = f"{PREAMBLE}\n\n", "\n\n", "\n\nKeyword:\n", "\n\nReference:\n"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -82,13 +84,13 @@ class InstructionBuilder:
         self.config = config or InstructionConfig()
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        self._response = [*self._text("\n\n"), vocabulary[RESPONSE_KEY]]
-        self._end = [*self._text("\n\n"), layout.end_id]
+        self._response = [*self._text(_GAP), vocabulary[RESPONSE_KEY]]
+        self._end = [*self._text(_GAP), layout.end_id]
         heads = {}
         for direction, wordings in INSTRUCTIONS.items():
             for index, wording in enumerate(wordings):
-                task = self._text(f"\n{wording}\n\nInput:\n")
-                heads[direction, index] = [*self._text(f"{PREAMBLE}\n\n"), vocabulary[INSTRUCTION_KEY], *task]
+                task = self._text(_task(wording))
+                heads[direction, index] = [*self._text(_OPENING), vocabulary[INSTRUCTION_KEY], *task]
         self._heads = heads
 
     def report_prompt(self, image_codes: ArrayLike, keywords: Sequence[str], paraphrase: int = 0) -> list[int]:
@@ -97,7 +99,7 @@ class InstructionBuilder:
         return [
             *self._heads[CXR_TO_REPORT, paraphrase],
             *self.layout.encode_whole_image(image_codes),
-            *self._text(f"\n\nKeyword:\n{listed}"),
+            *self._text(f"{_KEYWORD}{listed}"),
             *self._response,
         ]
 
@@ -109,7 +111,7 @@ class InstructionBuilder:
         return [
             *self._heads[REPORT_TO_CXR, paraphrase],
             *(text[:limit] if limit else text),
-            *self._text("\n\nReference:\n"),
+            *self._text(_REFERENCE),
             *reference,
             *self._response,
         ]
@@ -150,6 +152,16 @@ def instruction_texts() -> list[str]:
     """Every fixed wording of a prompt: add them to a tokenizer's training texts, so that prompts stay short."""
     fixed = [PREAMBLE, "Input:", "Keyword:", "Reference:"]
     return fixed + [wording for wordings in INSTRUCTIONS.values() for wording in wordings]
+
+
+def prompt_phrases() -> list[str]:
+    """The same wordings as a prompt joins them: a tokenizer made for these prompts can hold each as one token."""
+    tasks = [_task(wording) for wordings in INSTRUCTIONS.values() for wording in wordings]
+    return [_OPENING, *tasks, _KEYWORD, _REFERENCE, _GAP]
+
+
+def _task(wording: str) -> str:
+    return f"\n{wording}\n\nInput:\n"
 
 
 def pack(examples: Sequence[Example], context: int, pad_id: int = 0) -> PackedBatch:

@@ -219,7 +219,8 @@ def test_response_loss_and_gradients_equal_full_logits(config: PreTrainedConfig,
     logits = model(batch.input_ids).logits
     full = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE)
     wanted = torch.autograd.grad(full, list(model.parameters()), allow_unused=True)
-    loss = ResponseLossModel(model)(batch)
+    loss = response_loss(model, batch)
+    assert ResponseLossModel(model)(*batch).item() == loss.total.item()
     assert loss.tokens == 4 * response
     assert abs(loss.mean.item() - full.item()) < 1e-5
     assert loss.total.item() == pytest.approx(full.item() * loss.tokens, rel=1e-5)

@@ -44,6 +44,10 @@ class Window:
     start: int
     stop: int
 
+    def order(self, rows: int) -> np.ndarray:
+        """Which of the shards' rows are used, in their shuffled order."""
+        return np.random.default_rng(self.seed).permutation(rows)[self.start : self.stop]
+
 
 def list_shards(stage: Stage, split: str) -> list[ShardFile]:
     """The committed shards of a split. Raises ValueError when the stage is unfinished or the split is empty."""
@@ -96,8 +100,7 @@ class WindowReader:
         """The rows of a window in their shuffled order."""
         tables = [pq.read_table(path, columns=list(COLUMNS), filesystem=self.filesystem) for path in window.paths]
         table = pa.concat_tables(tables)
-        order = np.random.default_rng(window.seed).permutation(table.num_rows)[window.start : window.stop]
-        return to_batch(table.take(pa.array(order)))
+        return to_batch(table.take(pa.array(window.order(table.num_rows))))
 
     def __call__(self, item: dict[str, Any]) -> Batch:
         return self.read(Window(**json.loads(item["window"][0])))
@@ -125,8 +128,13 @@ def training_batches(
     total_steps: int,
     window: int = 2048,
     loaders: int = 1,
+    reader: type[WindowReader] = WindowReader,
+    options: dict[str, Any] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of steps start_step … total_steps - 1, streamed by Ray Data, the same after any interruption."""
+    """Batches of steps start_step … total_steps - 1, streamed by Ray Data, the same after any interruption.
+
+    `reader` (made with `root` and `options`) turns a window into rows; they are what shards, batches and windows count.
+    """
     import ray.data
 
     per_epoch = steps_per_epoch(shards, batch_size, world)
@@ -146,8 +154,8 @@ def training_batches(
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     items = [{"window": json.dumps(asdict(window))} for window in windows]
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        WindowReader,
-        fn_constructor_kwargs={"root": root},
+        reader,
+        fn_constructor_kwargs={"root": root, **(options or {})},
         compute=ray.data.ActorPoolStrategy(size=loaders),
         batch_size=1,
         num_cpus=0.25,

@@ -66,7 +66,7 @@ def layout_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tok
     codes = getattr(model.config, "image_codes", None)
     if codes is None:
         raise ValueError("this language model has no image tokens: make it with build_llm, or point to a tuned one")
-    rows = _weight(model.get_input_embeddings()).shape[0]
+    rows = model.get_input_embeddings().num_embeddings  # the weight itself may be spread over workers
     if rows != len(tokenizer) + codes:
         raise ValueError(f"the model has {rows} rows, its tokenizer {len(tokenizer)} entries and the VQ-GAN {codes}")
     rows_columns = model.config.image_grid
@@ -75,13 +75,19 @@ def layout_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tok
     return make_layout(tokenizer, codes, grid, context, quantizer=getattr(model.config, "quantizer", ""))
 
 
-def save_llm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_llm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write safetensors, configuration, generation settings, tokenizer and model card, the Hugging Face way.
 
-    `AutoModelForCausalLM` and `AutoTokenizer` load the folder without this package.
+    `AutoModelForCausalLM` and `AutoTokenizer` load the folder without this package. `weights` stand for the model's
+    own where those are spread over workers or split into adapters.
     """
     layout = layout_of(model, tokenizer)
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), state_dict=weights)
     tokenizer.save_pretrained(str(folder))
     (Path(folder) / "README.md").write_text(_model_card(model, layout), encoding="utf-8")
 
@@ -124,19 +130,24 @@ def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     Draws from the global generator. ValueError if the tokenizer does not fit the checkpoint. A key that
     `prepare_tokenizer` added may take one of the checkpoint's padded rows, or be a new row; it is trained either way.
     """
-    rows, text = _weight(model.get_input_embeddings()).shape[0], len(tokenizer)
-    strangers = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in KEYS]
-    if strangers or rows - text > MOST_PADDED_ROWS:
-        raise ValueError(
-            f"the tokenizer has {text} entries, the checkpoint {rows} rows: they do not belong together; "
-            "load both from the same name or folder"
-        )
+    text = len(tokenizer)
+    check_fit(tokenizer, _weight(model.get_input_embeddings()).shape[0])
     model.resize_token_embeddings(text + codes, mean_resizing=False)
     spread = float(getattr(model.config, "initializer_range", 0.02))
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     with torch.no_grad():
         for weight in {_weight(end) for end in ends}:
             weight[text:].normal_(mean=0.0, std=spread)
+
+
+def check_fit(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer that was not made for a text-only checkpoint of so many rows: ValueError naming both."""
+    strangers = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in KEYS]
+    if strangers or rows - len(tokenizer) > MOST_PADDED_ROWS:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries, the checkpoint {rows} rows: they do not belong together; "
+            "load both from the same name or folder"
+        )
 
 
 def _weight(layer: nn.Module) -> Tensor:

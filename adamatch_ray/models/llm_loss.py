@@ -73,15 +73,18 @@ def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
 
 
 class ResponseLossModel(nn.Module):
-    """A language model whose forward is its loss, for wrappers (DDP, DeepSpeed) that act on `forward` only."""
+    """A language model whose forward is its loss, for wrappers (DDP, DeepSpeed) that act on `forward` only.
+
+    Tensors in, one tensor out: wrappers look into tuples and lists, and would take named ones apart.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PackedBatch) -> ResponseLoss:
-        """See `response_loss`."""
-        return response_loss(self.model, batch)
+    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segment_ids: Tensor) -> Tensor:
+        """The summed loss of a `PackedBatch`'s parts; see `response_loss`."""
+        return response_loss(self.model, PackedBatch(input_ids, labels, position_ids, segment_ids)).total
 
 
 def _chunk_loss(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPTNeoXTokenizer, PreTrainedTokenizerBase
 
 INSTRUCTION_KEY = "### Instruction:"
@@ -144,14 +144,17 @@ def make_layout(
     )
 
 
-def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> PreTrainedTokenizerBase:
+def train_bpe_tokenizer(
+    texts: Iterable[str], vocab_size: int, out_dir: str | Path, phrases: Sequence[str] = ()
+) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer on the train split's reports, save it to `out_dir` and return it.
 
-    Same kind as dolly's, so no text is unknown to it; same texts, same tokenizer. `vocab_size` counts the special
-    tokens; training stops early where the texts hold no more pairs. ValueError if bytes and keys alone exceed it.
+    Same kind as dolly's, so no text is unknown to it; same texts, same tokenizer. Each of `phrases` is one token.
+    `vocab_size` counts them and the special tokens; training stops early where the texts hold no more pairs.
+    ValueError if bytes, phrases and keys alone exceed it.
     """
     special = [END_OF_TEXT, PADDING, *KEYS]
-    least = BYTE_TOKENS + len(special)
+    least = BYTE_TOKENS + len(special) + len(phrases)
     if vocab_size < least:
         raise ValueError(f"vocab_size {vocab_size} is below the {least} that bytes and special tokens need")
     model = Tokenizer(models.BPE())
@@ -159,7 +162,7 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Pa
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(phrases),
         special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -172,5 +175,6 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: str | Pa
         merges=merges,
         additional_special_tokens=list(KEYS),
     )
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer.save_pretrained(str(out_dir))
     return tokenizer

@@ -21,15 +21,18 @@ def fit_stage(
     extra: dict[str, Any],
     *,
     score: str,
+    per_epoch: int = 0,
 ) -> dict[str, Any]:
     """Run a training loop on the workers, publish its best checkpoint's model, commit the stage; the job's answer.
 
-    score: the reported metric whose highest value marks the best checkpoint. Raises ValueError when an earlier run of
-    this name had other settings, RuntimeError when fewer steps ran than asked.
+    score: the reported metric whose highest value marks the best checkpoint. per_epoch: steps of an epoch, where a
+    step is not a batch of studies. Raises ValueError when an earlier run of this name had other settings, RuntimeError
+    when fewer steps ran than asked, unless the loop reported `out_of_time`.
     """
-    shards = loading.list_shards(run.root.stage("studies"), "train")
     scale = run.config.scale
-    per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers)
+    if not per_epoch:
+        shards = loading.list_shards(run.root.stage("studies"), "train")
+        per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers)
     total = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
     start_ray(scale, dashboard=True)
     resume = run.command.resume
@@ -43,13 +46,14 @@ def fit_stage(
     }
     result = _fit(run, loop, settings, score)
     assert result.checkpoint is not None and result.metrics is not None
-    if result.metrics["step"] != total:
-        raise RuntimeError(f"{run.name}: {result.metrics['step']} steps ran, {total} were asked for")
+    steps = result.metrics["step"]
+    if steps != total and not result.metrics.get("out_of_time"):
+        raise RuntimeError(f"{run.name}: {steps} steps ran, {total} were asked for")
     best = result.get_best_checkpoint(score, "max") or result.checkpoint
     with best.as_directory() as folder:
         run.stage.upload(Path(folder) / "model", "model")
     figures = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
-    return run.finish({"steps": total, **figures})
+    return run.finish({"steps": steps, **figures})
 
 
 def _fit(

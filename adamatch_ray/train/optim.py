@@ -31,7 +31,7 @@ def peak_lr(train: TrainConfig, global_batch_size: int) -> float:
     return train.lr * math.sqrt(global_batch_size / 256) if train.released_lamb else train.lr
 
 
-def lr_at(step: int, total: int, warmup: float) -> float:
+def lr_at(step: float, total: int, warmup: float) -> float:
     """Share of the peak learning rate at a step (0-based): linear warm-up, then a half cosine to zero."""
     rising = max(1, round(total * warmup))
     if step < rising:
