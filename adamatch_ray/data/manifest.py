@@ -101,9 +101,7 @@ def _people(path: str, columns: ManifestColumns, open_file: OpenFile) -> dict[st
 
 def _read(path: str, columns: ManifestColumns, open_file: OpenFile) -> Iterator[dict[str, str]]:
     """Cells by the names of `ManifestColumns`' fields, those without a column left out."""
-    lines = _json_lines if path.endswith((".jsonl", ".ndjson")) else sources.read_csv
-    # Rows of a CSV have the same columns; JSON lines may leave some out.
-    present = list(dict.fromkeys(key for row in islice(lines(path, open_file), 1000) for key in row))
+    present = columns_of(path, open_file)
     names = {item.name: getattr(columns, item.name) for item in fields(columns) if getattr(columns, item.name)}
     if (columns.findings or columns.impression) and names.get("text") not in present:
         names.pop("text", None)  # its default name need not exist where the sections have columns of their own
@@ -112,8 +110,19 @@ def _read(path: str, columns: ManifestColumns, open_file: OpenFile) -> Iterator[
     missing = [name for name in names.values() if name not in present]
     if missing and present:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
-    for row in lines(path, open_file):
+    for row in read_table(path, open_file):
         yield {key: row.get(name, "") for key, name in names.items()}
+
+
+def read_table(path: str, open_file: OpenFile = sources.open_file) -> Iterator[dict[str, str]]:
+    """Rows of a .csv, .csv.gz, .jsonl or .ndjson table, streamed. Raises ValueError for a line that is not JSON."""
+    lines = _json_lines if path.endswith((".jsonl", ".ndjson")) else sources.read_csv
+    return lines(path, open_file)
+
+
+def columns_of(path: str, open_file: OpenFile = sources.open_file) -> list[str]:
+    """Names of a table's columns. Rows of a CSV have the same; JSON lines may leave some out, so many are read."""
+    return list(dict.fromkeys(key for row in islice(read_table(path, open_file), 1000) for key in row))
 
 
 def _json_lines(path: str, open_file: OpenFile) -> Iterator[dict[str, str]]:

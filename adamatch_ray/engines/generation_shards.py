@@ -1,0 +1,188 @@
+"""A shard of inputs to a shard of generated rows, whole or not at all (METHOD 4; the `generate` job)."""
+
+import hashlib
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from adamatch_ray.artifacts import Root
+from adamatch_ray.data.images import encode_png
+from adamatch_ray.engines.cycle import CycleEngine, ImageAnswer, ReportAnswer, row_seed
+from adamatch_ray.engines.generation import OK
+from adamatch_ray.engines.generation_inputs import InputFile, Item, Slice, read_items
+from adamatch_ray.engines.matching import Keypatch, Keyword
+from adamatch_ray.instructions import CXR_TO_REPORT
+from adamatch_ray.model_config import GenerationSettings
+from adamatch_ray.schema import GENERATION
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GenerationShard:
+    """The work behind one output file."""
+
+    direction: str
+    number: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def file(self) -> str:
+        """Name of the file within the stage."""
+        return f"{self.direction}/{self.number:05d}.parquet"
+
+    @property
+    def rows(self) -> int:
+        """Number of its rows."""
+        return sum(part.stop - part.start for part in self.slices)
+
+    def to_json(self) -> str:
+        """The shard as text that travels to a worker."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "GenerationShard":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        slices = tuple(Slice(InputFile(**part.pop("file")), **part) for part in values.pop("slices"))
+        return cls(**values, slices=slices)
+
+
+@dataclass(frozen=True)
+class MadeShard:
+    """A shard that is there: its rows by the first word of their status, and whether an earlier run had made it."""
+
+    file: str
+    direction: str
+    statuses: dict[str, int]
+    seconds: float
+    reused: bool
+
+    @property
+    def rows(self) -> int:
+        """Number of its rows."""
+        return sum(self.statuses.values())
+
+
+class ShardGenerator:
+    """Writes shards of `generations/` with the models of a root.
+
+    A shard depends on its inputs, the models and the settings alone, not on who makes it, when, or beside what. Its
+    footer names them, so one that is there is not made again, and one of other models or settings is replaced.
+    `versions` are the fingerprints of the stages behind it.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        device: str,
+        settings: GenerationSettings,
+        *,
+        cycle: bool,
+        seed: int,
+        versions: Mapping[str, str],
+    ) -> None:
+        self.root = Root(root)
+        self.stage = self.root.stage("generations")
+        self.device, self.settings, self.cycle, self.seed = device, settings, cycle, seed
+        self.versions = json.dumps(dict(versions), sort_keys=True)
+
+    @cached_property
+    def engine(self) -> CycleEngine:
+        """Loaded with the first shard that is missing."""
+        return CycleEngine.load(self.root, self.device, self.settings)
+
+    def make(self, shard: GenerationShard) -> MadeShard:
+        """Make a shard, unless it is there."""
+        identity = self._identity(shard)
+        if (statuses := self._statuses_of(shard.file, identity)) is not None:
+            return MadeShard(shard.file, shard.direction, statuses, 0.0, reused=True)
+        engine, began = self.engine, time.monotonic()
+        items = read_items(self.root, shard.slices, shard.direction, engine.canvas)
+        rows = generate_rows(engine, shard.direction, items, self.seed, self.cycle)
+        statuses = dict(sorted(Counter(row["status"].partition(":")[0] for row in rows).items()))
+        # Nothing of the hour or the machine is written, so that the same rows are the same bytes.
+        footer = {"identity": identity, "versions": self.versions, "statuses": json.dumps(statuses)}
+        buffer = io.BytesIO()
+        table = pa.Table.from_pylist(rows, schema=GENERATION.with_metadata(footer))
+        pq.write_table(table, buffer, compression="zstd")
+        self.stage.write_bytes(shard.file, buffer.getvalue())
+        return MadeShard(shard.file, shard.direction, statuses, time.monotonic() - began, reused=False)
+
+    def _identity(self, shard: GenerationShard) -> str:
+        settings = {name: getattr(self.settings, name) for name in GenerationSettings.__dataclass_fields__}
+        del settings["batch_size"]  # a run that met its memory's limit goes on with smaller batches
+        decided_by = [shard.to_json(), self.versions, settings, self.cycle, self.seed]
+        return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
+
+    def _statuses_of(self, file: str, identity: str) -> dict[str, int] | None:
+        path = f"{self.stage.path}/{file}"
+        if self.stage.filesystem.get_file_info(path).type != pafs.FileType.File:
+            return None
+        found: dict[bytes, bytes] = pq.read_metadata(path, filesystem=self.stage.filesystem).metadata or {}
+        if found.get(b"identity") != identity.encode():
+            return None
+        statuses: dict[str, int] = json.loads(found[b"statuses"])
+        return statuses
+
+
+def generate_rows(engine: CycleEngine, direction: str, items: Sequence[Item], seed: int, cycle: bool) -> list[Row]:
+    """Rows of `schema.GENERATION`, one an item, in order; an item with a problem keeps its place."""
+    seeds = [row_seed(seed, item.study_id, direction) for item in items]
+    good = [index for index, item in enumerate(items) if not item.problem]
+    given: list[Any] = [items[index].given for index in good]
+    own_seeds = [seeds[index] for index in good]
+    answers: Sequence[tuple[ReportAnswer | ImageAnswer, ...]]
+    if direction == CXR_TO_REPORT:
+        answers = engine.image_cycle(given, own_seeds) if cycle else [(a,) for a in engine.reports(given, own_seeds)]
+    else:
+        answers = engine.report_cycle(given, own_seeds) if cycle else [(a,) for a in engine.images(given, own_seeds)]
+    made = dict(zip(good, answers, strict=True))
+    rows = []
+    for index, item in enumerate(items):
+        row: Row = dict.fromkeys(GENERATION.names)
+        row |= {"study_id": item.study_id, "dicom_id": item.dicom_id, "direction": direction, "seed": seeds[index]}
+        rows.append(row | (_columns(made[index]) if index in made else {"status": f"error: {item.problem}"}))
+    return rows
+
+
+def _columns(answers: Sequence[ReportAnswer | ImageAnswer]) -> Row:
+    """What one answer, or the two of a cycle, say of a row."""
+    row: Row = {"status": _joint_status([answer.status for answer in answers])}
+    for answer, prefix in zip(answers, ("", "cycle_"), strict=False):
+        failed = answer.status.startswith("error")
+        if isinstance(answer, ReportAnswer):
+            row["keywords"] = [_struct(keyword) for keyword in answer.keywords]
+            row[f"{prefix}report"] = None if failed else answer.report
+        else:
+            row["keypatches"] = [_struct(keypatch) for keypatch in answer.keypatches]
+            row[f"{prefix}image"] = None if answer.image is None else encode_png(answer.image)
+            row[f"{prefix}image_tokens"] = None if failed else answer.image_tokens
+    return row
+
+
+def _joint_status(statuses: Sequence[str]) -> str:
+    """The gravest status of a row, the earlier one of two alike."""
+    first, *rest = statuses
+    if not rest or rest[0] == OK or first.startswith("error"):
+        return first
+    kind, _, reason = rest[0].partition(": ")
+    if kind == "truncated" and first != OK:
+        return first
+    return f"{kind}: in the second half, {reason}"
+
+
+def _struct(found: Keyword | Keypatch) -> Row:
+    values = found._asdict()
+    corners = dict(zip(("x0", "y0", "x1", "y1"), values.pop("box"), strict=True))
+    values.pop("patch", None)
+    return {**values, **corners}
