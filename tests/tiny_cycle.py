@@ -158,4 +158,6 @@ def _add_tokens(stages: Root, model: VQGAN, studies: list[_Study]) -> None:
     footer = {"model": fingerprint(model)}
     pq.write_table(pa.Table.from_pylist(rows, schema=KEYPATCH_TOKENS.with_metadata(footer)), buffer)
     stage.write_bytes("keypatches.parquet", buffer.getvalue())
-    stage.commit(Manifest("tokens", "tokens-tiny", {}, {"vqgan": "vqgan-0"}, {}, files, footer))
+    stage.commit(
+        Manifest("tokens", "tokens-tiny", {}, {"vqgan": "vqgan-0", "codebooks": "codebooks-tiny"}, {}, files, footer)
+    )

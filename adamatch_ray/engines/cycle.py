@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from adamatch_ray.artifacts import Root
+from adamatch_ray.artifacts import JOBS, Root, Stage
 from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
@@ -70,8 +70,9 @@ class CycleEngine:
     def load(cls, root: Root, device: str = "cpu", settings: GenerationSettings | None = None) -> "CycleEngine":
         """The models of a root's finished stages. ValueError names an unfinished one, or two that do not fit."""
         vqgan_stage, tokens_stage, llm_stage = (root.stage(name) for name in ("vqgan", "tokens", "llm"))
-        for stage in (vqgan_stage, tokens_stage, llm_stage):
-            stage.require()
+        vqgan_stage.require()
+        llm_stage.require()
+        _require_parents(tokens_stage, ("vqgan", "codebooks"))
         with tempfile.TemporaryDirectory() as folder:
             vqgan = load_pretrained(vqgan_stage.download("model", Path(folder) / "vqgan"))
             dtype = "float32" if device == "cpu" else "auto"
@@ -164,6 +165,17 @@ def row_seed(seed: int, study_id: str, direction: str) -> int:
 def second_seed(seed: int) -> int:
     """The seed of a cycle's second half, whose draws must not be those of the first."""
     return row_seed(seed, "", "second half")
+
+
+def _require_parents(stage: Stage, names: Sequence[str]) -> None:
+    """ValueError, naming both sides, where a finished stage was made from another parent than the root holds now."""
+    for name, made_from in stage.require().parents.items():
+        held = stage.root.stage(name).require().fingerprint if name in names else made_from
+        if held != made_from:
+            raise ValueError(
+                f"{stage.uri} was made from {name} {made_from}, but {name} is {held} now; "
+                f"run: python jobs/{JOBS[stage.name]}.py --overwrite"
+            )
 
 
 def _second_half(
