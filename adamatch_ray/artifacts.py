@@ -8,15 +8,20 @@ finished stage is skipped while the fingerprint holds and refused, naming the ch
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
 from adamatch_ray import __version__
+
+if TYPE_CHECKING:
+    from s3fs import S3FileSystem
 
 JOBS = {
     "studies": "prepare_data",
@@ -30,6 +35,9 @@ JOBS = {
     "metrics": "evaluate",
 }
 """Stage folder -> the job that writes it, in the order of the pipeline."""
+
+LEASE = "lease.json"
+"""The one file of a stage that belongs to the run that is making it, not to what it makes."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,15 @@ class Root:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        self.filesystem, self.path = _open(self.uri)
+        self.s3: S3FileSystem | None = None
+        self.filesystem: pafs.FileSystem = pafs.LocalFileSystem()
+        if self.uri.startswith("s3://"):
+            self.s3, self.path = s3_filesystem(), self.uri.removeprefix("s3://")
+            self.filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(self.s3))
+        elif "://" in self.uri:
+            raise ValueError(f"--root {self.uri}: only local folders and s3:// are supported")
+        else:
+            self.path = str(Path(self.uri).resolve())
 
     def stage(self, name: str) -> "Stage":
         """The stage of this name; it need not exist yet."""
@@ -89,7 +105,7 @@ class Stage:
         if manifest is None:
             return False
         if overwrite:
-            self.filesystem.delete_file(f"{self.path}/manifest.json")
+            self.remove("manifest.json")
             return False
         if manifest.fingerprint == fingerprint:
             return True
@@ -102,28 +118,49 @@ class Stage:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one file so that a reader sees all of it or none."""
-        target = f"{self.path}/{name}"
-        self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
-            handle, temporary = tempfile.mkstemp(dir=Path(target).parent, prefix=".partial-")
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(target)
-        else:  # an object appears when its upload ends
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(data)
+        if self.root.s3:  # an object appears when its upload ends, and not when it breaks off
+            self.root.s3.pipe_file(f"{self.path}/{name}", data)
+            return
+        with _appearing(Path(self.path) / name) as temporary:
+            temporary.write_bytes(data)
+
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Write one file unless there is one of its name already; whether it was written."""
+        try:
+            if self.root.s3:
+                self.root.s3.pipe_file(f"{self.path}/{name}", data, mode="create")
+            else:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+                with (Path(self.path) / name).open("xb") as stream:
+                    stream.write(data)
+        except FileExistsError:
+            return False
+        return True
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of one file. Raises FileNotFoundError."""
-        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
-            return bytes(stream.read())
+        """The content of one file. Raises FileNotFoundError, and OSError where storage is out of reach."""
+        if not self.root.s3:
+            return (Path(self.path) / name).read_bytes()
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return bytes(self.root.s3.cat_file(f"{self.path}/{name}"))
+        except BotoCoreError as error:  # no credentials, no such host: the user's to mend
+            raise OSError(f"{self.uri}: {error}") from error
 
     def read_text(self, name: str) -> str | None:
         """The text of one file, or None when there is none."""
-        if self.filesystem.get_file_info(f"{self.path}/{name}").type != pafs.FileType.File:
+        try:
+            return self.read_bytes(name).decode()
+        except FileNotFoundError:
             return None
-        return self.read_bytes(name).decode()
+
+    def remove(self, name: str) -> None:
+        """Remove one file, if it is there."""
+        if self.root.s3:
+            self.root.s3.rm_file(f"{self.path}/{name}")
+        else:
+            (Path(self.path) / name).unlink(missing_ok=True)
 
     def upload(self, folder: Path, name: str) -> None:
         """Copy a local folder to `name` within the stage, replacing what was there."""
@@ -133,11 +170,16 @@ class Stage:
     def upload_into(self, folder: Path, name: str) -> None:
         """Copy a local folder's files to `name` within the stage, beside what is there."""
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            self.write_bytes(f"{name}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+            target = f"{self.path}/{name}/{file.relative_to(folder).as_posix()}"
+            if self.root.s3:
+                self.root.s3.put_file(str(file), target)
+            else:
+                with _appearing(Path(target)) as temporary:
+                    shutil.copyfile(file, temporary)
 
     def download(self, name: str, folder: Path) -> Path:
-        """Copy `name` within the stage to a local folder (or return it where it already is local)."""
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
+        """Copy a folder `name` of the stage into a local folder (or return it where it already is local)."""
+        if not self.root.s3:
             return Path(self.path) / name
         pafs.copy_files(f"{self.path}/{name}", str(folder / name), source_filesystem=self.filesystem)
         return folder / name
@@ -146,7 +188,8 @@ class Stage:
         """Remove every file of the stage that is not named: what an earlier run with other settings left behind."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
-            if info.type == pafs.FileType.File and info.path.removeprefix(f"{self.path}/") not in names:
+            name = info.path.removeprefix(f"{self.path}/")
+            if info.type == pafs.FileType.File and name != LEASE and name not in names:
                 self.filesystem.delete_file(info.path)
 
     def delete(self, name: str) -> None:
@@ -161,14 +204,31 @@ def fingerprint(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    if uri.startswith("s3://"):
-        import s3fs
+def s3_filesystem() -> "S3FileSystem":
+    """S3 as every part of the project opens it; endpoint, region and credentials come from the environment (AWS_…).
 
-        return pafs.PyFileSystem(pafs.FSSpecHandler(s3fs.S3FileSystem())), uri.removeprefix("s3://")
-    if "://" in uri:
-        raise ValueError(f"--root {uri}: only local folders and s3:// are supported")
-    return pafs.LocalFileSystem(), str(Path(uri).resolve())
+    Listings are not cached, because other machines write too. Failed requests are repeated after growing pauses, which
+    outlasts an outage of about half a minute.
+    """
+    import s3fs
+
+    retries = {"mode": "standard", "max_attempts": 12}
+    return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs={"retries": retries})
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A temporary file that takes the target's name when the block ends well, and vanishes when it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _difference(old: Manifest, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from adamatch_ray.artifacts import JOBS, Manifest, Root, fingerprint, flatten
 from adamatch_ray.cli import CommandLine
 from adamatch_ray.config import EvaluateConfig, section, to_yaml
+from adamatch_ray.lease import Lease
 
 PARENTS = {
     "studies": (),
@@ -54,6 +55,7 @@ class StageRun:
             self.settings["workers"] = command.config.scale.workers
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
+        self._lease: Lease | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -63,21 +65,28 @@ class StageRun:
     def begin(self) -> dict[str, Any] | None:
         """None when the work is to be done; otherwise the job's answer (skipped, or a plan printed).
 
-        Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, or a parent failed.
+        Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, a parent failed, or
+        another run is making the stage.
         """
         names = [name for name in PARENTS[self.name] if not self._without(name)]
         if self.command.dry_run:
             return self._show_plan(names)
         self.parents = {name: self._parent(name).fingerprint for name in names}
-        if self.stage.is_done(self.fingerprint, self.settings, self.parents, self.command.overwrite):
-            print(f"{self.name}: finished before with these inputs, skipped", file=sys.stderr)
-            return {"stage": self.name, "status": "skipped", "output": self.stage.uri, "seconds": 0.0}
-        return None
+        overwrite = self.command.overwrite
+        if overwrite or not self._is_done(overwrite=False):
+            self._lease = Lease(self.stage, self.command.run_name)
+            if not self._is_done(overwrite):  # asked again: another run may have finished it in between
+                return None
+            self._lease.release()
+        print(f"{self.name}: finished before with these inputs, skipped", file=sys.stderr)
+        return {"stage": self.name, "status": "skipped", "output": self.stage.uri, "seconds": 0.0}
 
     def finish(
         self, figures: Mapping[str, Any], rows: Mapping[str, int] | None = None, files: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
-        """Commit the manifest and return the job's answer."""
+        """Commit the manifest, give the stage free and return the job's answer."""
+        assert self._lease is not None, "finish comes after a begin that returned None"
+        self._lease.check()
         seconds = round(time.monotonic() - self.started, 1)
         self.stage.commit(
             Manifest(
@@ -91,8 +100,12 @@ class StageRun:
                 seconds=seconds,
             )
         )
+        self._lease.release()
         answer = {"stage": self.name, "status": "done", "output": self.stage.uri, "seconds": seconds}
         return {**answer, **(dict(rows) if rows else {}), **figures}
+
+    def _is_done(self, overwrite: bool) -> bool:
+        return self.stage.is_done(self.fingerprint, self.settings, self.parents, overwrite)
 
     def _parent(self, name: str) -> Manifest:
         """A parent as it stands; it is made first when it is missing. What this command says of it must hold."""

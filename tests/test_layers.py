@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"config", "cli", "schema", "artifacts", "geometry", "model_config", "stages", "__init__"}),
+    frozenset({"config", "cli", "schema", "artifacts", "geometry", "model_config", "__init__"})
+    | frozenset({"lease", "planning", "stages"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics", "measure"}),
     frozenset({"data"}),
     frozenset({"engines"}),

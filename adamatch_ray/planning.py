@@ -1,0 +1,1 @@
+"""What a run will take: parameters, operations, bytes and hours, each with its arithmetic shown."""
