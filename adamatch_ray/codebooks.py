@@ -23,8 +23,8 @@ from adamatch_ray.schema import KEYPATCH
 GROUPS = ("Biological_structure", "Detailed_description", "Disease_disorder", "Sign_symptom")
 """Kinds of entities that become keywords, as `d4data/biomedical-ner-all` names them."""
 
-LIGHT = tuple(name for name in KEYPATCH.names if name not in ("feature", "crop"))
-"""The columns of a keypatch that are small."""
+KEYPATCH_LIGHT = pa.schema([column for column in KEYPATCH if column.name not in ("feature", "crop")])
+"""The small columns of a keypatch."""
 
 
 class Entity(NamedTuple):
@@ -32,7 +32,7 @@ class Entity(NamedTuple):
 
     text: str
     group: str
-    count: int
+    count: int  # type: ignore[assignment]  # nobody asks how often a value is in the tuple
 
 
 @dataclass(frozen=True, eq=False)

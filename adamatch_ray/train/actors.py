@@ -1,0 +1,57 @@
+"""Shards made by a pool of actors, as every offline stage makes them."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from adamatch_ray.config import ScaleConfig
+from adamatch_ray.data.loading import calm_ray_data
+from adamatch_ray.engines.shards import MadeShard
+from adamatch_ray.train.cluster import start_ray
+
+
+def make_shards(
+    files: Sequence[str], maker: type, arguments: tuple[Any, ...], scale: ScaleConfig, label: str
+) -> Iterator[MadeShard]:
+    """Each file's shard as `maker(*arguments).make(file)` makes it, in no particular order; progress on stderr.
+
+    On a CPU an actor computes with one thread, so that its sums do not depend on the machine's cores.
+    """
+    import ray.data
+
+    start_ray(scale)
+    calm_ray_data()
+    actors = scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)
+    made = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files)).map_batches(
+        _Actor,
+        fn_constructor_args=(maker, arguments, scale.gpu),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(files))),
+        num_cpus=scale.cpus_per_worker,
+        num_gpus=1 if scale.gpu else 0,
+    )
+    began = shown = time.monotonic()
+    for done, row in enumerate(made.iter_rows(), start=1):
+        yield MadeShard(**row)
+        now = time.monotonic()
+        if now - shown > 5 or done == len(files):
+            shown = now
+            left = (now - began) / done * (len(files) - done)
+            print(f"{label} {done}/{len(files)} shards · ETA {left:.0f} s", file=sys.stderr)
+
+
+class _Actor:
+    """One maker, one shard after another."""
+
+    def __init__(self, maker: type, arguments: tuple[Any, ...], gpu: bool) -> None:
+        import torch
+
+        if not gpu:
+            torch.set_num_threads(1)
+        self.maker = maker(*arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        made = self.maker.make(str(batch["file"][0]))
+        return {name: [value] for name, value in made._asdict().items()}

@@ -1,0 +1,103 @@
+"""usage: python jobs/build_codebooks.py [options]
+
+Build the textual codebook (the entities of the train reports) and the visual one (the patches their words match best).
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.stages import StageRun
+
+if TYPE_CHECKING:
+    from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
+    from adamatch_ray.engines.shards import MadeShard
+
+SHOWN = 20
+"""Most frequent entities of each group that are shown."""
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Count entities, then find keypatches, shard by shard on actors; rank both, and commit."""
+    run = StageRun(parse_command_line(arguments, __doc__ or ""), "codebooks")
+    if (answer := run.begin()) is not None:
+        return answer
+    from adamatch_ray.data.loading import list_shards
+    from adamatch_ray.engines.codebook_building import EntityCounts, KeypatchCandidates
+    from adamatch_ray.train.actors import make_shards
+
+    studies, options, scale = run.root.stage("studies"), run.config.codebooks, run.config.scale
+    files = [shard.path.removeprefix(f"{studies.path}/") for shard in list_shards(studies, "train")]
+    device = "cuda" if scale.gpu else "cpu"
+    entities = (run.root.uri, options.backend, options.ner, options.min_score, device)
+    counted = list(make_shards(files, EntityCounts, entities, scale, "entities"))
+    textual = _textual(run, counted)
+    words = textual.provenance["words"]
+    patches = (run.root.uri, words, options.keypatches, options.per_word, options.batch_size, device)
+    found = list(make_shards(files, KeypatchCandidates, patches, scale, "keypatches"))
+    visual = _visual(run, found, textual)
+    run.stage.keep_only({"textual.json", "textual.safetensors", "visual.parquet"})
+    figures = {
+        "top": _show(textual),
+        "groups": dict(Counter(entity.group for entity in textual.entities)),
+        "words": len(set(visual.table["word"].to_pylist())),
+        "reused": sum(shard.reused for shard in (*counted, *found)),
+    }
+    return run.finish(figures, {"keywords": len(textual), "keypatches": len(visual)})
+
+
+def _textual(run: StageRun, counted: Sequence["MadeShard"]) -> "TextualCodebook":
+    import torch
+
+    from adamatch_ray.engines import codebook_building as building
+    from adamatch_ray.engines.embedding import load_embedder
+    from adamatch_ray.engines.entities import finder_identity
+
+    torch.set_num_threads(1)  # sums must not depend on the machine's cores
+    options = run.config.codebooks
+    codebook = building.build_textual(
+        load_embedder(run.root),
+        run.parents["adamatch"],
+        building.merge_counts(run.stage, sorted(shard.file for shard in counted)),
+        per_group=options.per_group,
+        min_count=options.min_count,
+        provenance={
+            **finder_identity(options.backend, options.ner, options.min_score),
+            "studies": run.parents["studies"],
+            "reports": run.root.stage("studies").require().rows["train"],
+        },
+    )
+    codebook.save(run.stage)
+    return codebook
+
+
+def _visual(run: StageRun, found: Sequence["MadeShard"], textual: "TextualCodebook") -> "VisualCodebook":
+    from adamatch_ray.engines.codebook_building import merge_candidates
+
+    options = run.config.codebooks
+    codebook = merge_candidates(
+        run.stage,
+        sorted(shard.file for shard in found),
+        textual.model,
+        textual.feature_KD.shape[1],
+        keypatches=options.keypatches,
+        per_word=options.per_word,
+    )
+    codebook.save(run.stage)
+    return codebook
+
+
+def _show(textual: "TextualCodebook") -> dict[str, list[str]]:
+    """The most frequent entities of each group, printed with their counts."""
+    from adamatch_ray.codebooks import GROUPS
+
+    top = {group: [entity for entity in textual.entities if entity.group == group][:SHOWN] for group in GROUPS}
+    for group, entities in top.items():
+        print(f"{group}: " + ", ".join(f"{entity.text} {entity.count}" for entity in entities), file=sys.stderr)
+    return {group: [entity.text for entity in entities] for group, entities in top.items()}
+
+
+if __name__ == "__main__":
+    run_as_command(main)
