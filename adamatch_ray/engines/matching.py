@@ -1,0 +1,245 @@
+"""AdaMatch explains itself: keywords of an image, keypatches of a report, words and boxes of a pair (METHOD 2).
+
+A similarity is a cosine of normalised features. Where something is, the image head that knows the place says (the local
+one, where the model has it). Nothing is changed by a call, so threads may share an engine.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adamatch_ray.artifacts import Root
+from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
+from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
+from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.metrics.localization import box_iou
+from adamatch_ray.models import adamatch
+
+Box = tuple[float, float, float, float]
+"""xyxy in pixels of an original image."""
+
+SAME_PLACE = 0.5
+"""Intersection over union from which two boxes of one study show the same."""
+
+
+class Keyword(NamedTuple):
+    """An entity of the textual codebook that an image shows, and the adaptive patch that shows it best."""
+
+    text: str
+    group: str
+    score: float
+    patch: int
+    box: Box
+
+
+class Keypatch(NamedTuple):
+    """An entry of the visual codebook that a word of a report matches; its box is in pixels of its source image."""
+
+    word: str
+    entry: int
+    score: float
+    study_id: str
+    box: Box
+
+
+class Match(NamedTuple):
+    """The words of a report with the boxes of its image: cosine similarities [N, P], boxes in original pixels.
+
+    A patch whose middle lies on the padding, beside the image, shows nothing: its similarity is -1 with every word.
+    """
+
+    words: tuple[str, ...]
+    similarity_NP: NDArray[np.float32]
+    boxes_P4: NDArray[np.float32]
+    fixed_boxes_P4: NDArray[np.float32]
+
+
+class _Patches(NamedTuple):
+    """Patches of one image: all heads [H, P, D], the head that tells the place, which lie on the image, boxes."""
+
+    heads_HPD: Tensor
+    place_PD: Tensor
+    shown_P: Tensor
+    boxes_P4: NDArray[np.float32]
+    fixed_boxes_P4: NDArray[np.float32]
+
+
+class MatchingEngine:
+    """Batch in, batch out; each answer is that of its own image or report, whatever else is in the batch.
+
+    A blank image (of one gray value) and a report without a known word are not errors: their answers are empty.
+    """
+
+    def __init__(
+        self, embedder: Embedder, textual: TextualCodebook | None = None, visual: VisualCodebook | None = None
+    ) -> None:
+        """Raises ValueError for a codebook of other dimensions, or of two AdaMatch stages."""
+        codebooks = [codebook for codebook in (textual, visual) if codebook is not None]
+        for codebook in codebooks:
+            codebook.require(codebooks[0].model, embedder.model.sizes.adamatch.dim)
+        self.embedder, self.textual, self.visual = embedder, textual, visual
+        self._entity_KD = None if textual is None else textual.feature_KD.to(embedder.device)
+        self._entry_KD = None if visual is None else visual.feature_KD.to(embedder.device)
+        self._tokenizing = Lock()  # a fast tokenizer keeps its padding in itself and refuses a second thread
+
+    @classmethod
+    def load(cls, root: Root, device: str = "cpu") -> "MatchingEngine":
+        """The engine of a root's `adamatch/` and `codebooks/`. ValueError where one is missing or they do not fit."""
+        model = root.stage("adamatch").require().fingerprint
+        stage = root.stage("codebooks")
+        textual, visual = TextualCodebook.load(stage), VisualCodebook.load(stage)
+        embedder = load_embedder(root, device)
+        textual.require(model, embedder.model.sizes.adamatch.dim)
+        visual.require(model, embedder.model.sizes.adamatch.dim)
+        return cls(embedder, textual, visual)
+
+    @torch.inference_mode()
+    def keywords(self, images: Sequence[CanvasImage], count: int = 15) -> list[list[Keyword]]:
+        """The `count` entities that the patches of each image are most similar to, best first.
+
+        Pooling the `count` best entities of each patch by similarity and dropping repetitions leaves each entity at
+        its best patch; so that is what is looked for. The score is the mean of the image heads' best similarities.
+        """
+        if self.textual is None or self._entity_KD is None:
+            raise ValueError("keywords need the textual codebook; run: python jobs/build_codebooks.py")
+        if not len(self.textual):
+            return [[] for _ in images]
+        answers: list[list[Keyword]] = []
+        for patches in self._patches(images):
+            if patches is None or not patches.shown_P.any():
+                answers.append([])
+                continue
+            hidden_P1 = ~patches.shown_P[:, None]
+            score_K = (patches.heads_HPD @ self._entity_KD.T).masked_fill(hidden_P1, -torch.inf).amax(1).mean(0)
+            patch_K = (patches.place_PD @ self._entity_KD.T).masked_fill(hidden_P1, -torch.inf).argmax(0).tolist()
+            order = score_K.argsort(descending=True, stable=True).tolist()
+            scores, found = score_K.tolist(), dict[str, Keyword]()
+            for k in order:
+                entity, patch = self.textual.entities[k], patch_K[k]
+                box = _box(patches.boxes_P4[patch])
+                found.setdefault(entity.text, Keyword(entity.text, entity.group, scores[k], patch, box))
+                if len(found) == count:
+                    break
+            answers.append(list(found.values())[:count])
+        return answers
+
+    @torch.inference_mode()
+    def keypatches(self, reports: Sequence[str], count: int = 5) -> list[list[Keypatch]]:
+        """For each word of a report the best entry of the visual codebook; the `count` most similar, best first.
+
+        An entry, or nearly the same box of the same image, is given once, with the word it matches best.
+        """
+        if self.visual is None or self._entry_KD is None:
+            raise ValueError("keypatches need the visual codebook; run: python jobs/build_codebooks.py")
+        if not len(self.visual):
+            return [[] for _ in reports]
+        answers: list[list[Keypatch]] = []
+        for words, word_ND in self._words(reports):
+            known = [n for n, word in enumerate(words) if self._is_known(word.text)]
+            if not known:
+                answers.append([])
+                continue
+            score_N, entry_N = (word_ND[known] @ self._entry_KD.T).max(1)
+            order = score_N.argsort(descending=True, stable=True).tolist()
+            table = self.visual.table.select(["study_id", "x0", "y0", "x1", "y1"]).take(entry_N[order].tolist())
+            kept: list[Keypatch] = []
+            for n, row in zip(order, table.to_pylist(), strict=True):
+                study, *box = row.values()
+                patch = Keypatch(words[known[n]].text, int(entry_N[n]), float(score_N[n]), study, _box(box))
+                if not any(_shows_the_same(patch, other) for other in kept):
+                    kept.append(patch)
+            answers.append(kept[:count])
+        return answers
+
+    @torch.inference_mode()
+    def match(self, images: Sequence[CanvasImage], reports: Sequence[str]) -> list[Match]:
+        """Each image with its own report, word by word as the report has them; a blank image matches no word."""
+        answers = []
+        for patches, (words, word_ND) in zip(self._patches(images), self._words(reports), strict=True):
+            if patches is None:
+                nothing = np.zeros((0, 4), np.float32)
+                answers.append(Match((), np.zeros((0, 0), np.float32), nothing, nothing))
+                continue
+            similarity_NP = (word_ND @ patches.place_PD.T).masked_fill(~patches.shown_P, -1.0)
+            texts = tuple(word.text for word in words)
+            answers.append(Match(texts, similarity_NP.cpu().numpy(), patches.boxes_P4, patches.fixed_boxes_P4))
+        return answers
+
+    def _patches(self, images: Sequence[CanvasImage]) -> list[_Patches | None]:
+        """Patches of each image in the order given, None for a blank one. Canvases may be of several sizes."""
+        answers: list[_Patches | None] = [None] * len(images)
+        sides: dict[int, list[int]] = {}
+        for number, image in enumerate(images):
+            if not _is_blank(image):
+                sides.setdefault(image.pixels.shape[-1], []).append(number)
+        for numbers in sides.values():
+            found = self.embedder.images(np.stack([images[number].pixels for number in numbers]))
+            place_BPD, fixed_P4 = self.embedder.places(found), found.fixed_boxes_P4.cpu().numpy()
+            for b, number in enumerate(numbers):
+                geometry, boxes_P4 = images[number].geometry, found.boxes_BP4[b].cpu().numpy()
+                answers[number] = _Patches(
+                    torch.stack([head[b] for head in found.heads]),
+                    place_BPD[b],
+                    torch.from_numpy(_lie_on(boxes_P4, images[number])).to(self.embedder.device),
+                    geometry.to_original(boxes_P4).astype(np.float32),
+                    geometry.to_original(fixed_P4).astype(np.float32),
+                )
+        return answers
+
+    def _words(self, reports: Sequence[str]) -> list[tuple[list[ReportWord], Tensor]]:
+        """Whole words of each report and their features [N, D]."""
+        if not reports:
+            return []
+        with self._tokenizing:
+            words, texts = self.embedder.words(reports), self.embedder.reports(reports)
+        return [(found, whole_words(texts.word_BND[b], found)) for b, found in enumerate(words)]
+
+    def _is_known(self, word: str) -> bool:
+        """Whether a word has a letter and the text encoder knows all of it."""
+        if not any(character.isalpha() for character in word):
+            return False
+        tokenizer = self.embedder.tokenizer
+        with self._tokenizing:
+            return tokenizer.unk_token not in tokenizer.tokenize(word.lower())
+
+
+def load_embedder(root: Root, device: str = "cpu") -> Embedder:
+    """The AdaMatch of a root on a device. Raises ValueError naming the job while there is none."""
+    stage = root.stage("adamatch")
+    stage.require()
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer = adamatch.load(stage.download("model", Path(folder)))
+    return Embedder(model.to(device), tokenizer, torch.device(device))
+
+
+def _is_blank(image: CanvasImage) -> bool:
+    place = image.geometry
+    inner = image.pixels[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width]
+    return bool(inner.min() == inner.max())
+
+
+def _lie_on(boxes_P4: NDArray[np.float32], image: CanvasImage) -> NDArray[np.bool_]:
+    """Whether the middle of each unit box of the canvas lies on the image, not on the padding beside it."""
+    place = image.geometry
+    x, y = ((boxes_P4[:, i] + boxes_P4[:, i + 2]) / 2 * place.canvas for i in (0, 1))
+    across = (place.left <= x) & (x <= place.left + place.inner_width)
+    return np.asarray(across & (place.top <= y) & (y <= place.top + place.inner_height))
+
+
+def _shows_the_same(patch: Keypatch, other: Keypatch) -> bool:
+    if patch.entry == other.entry:
+        return True
+    overlap = box_iou(np.array([patch.box]), np.array([other.box]))[0, 0]
+    return patch.study_id == other.study_id and bool(overlap >= SAME_PLACE)
+
+
+def _box(corners: Sequence[float] | NDArray[np.float32]) -> Box:
+    x0, y0, x1, y1 = (float(corner) for corner in corners)
+    return x0, y0, x1, y1
