@@ -181,6 +181,7 @@ class Stage:
         """Copy a folder `name` of the stage into a local folder (or return it where it already is local)."""
         if not self.root.s3:
             return Path(self.path) / name
+        (folder / name).mkdir(parents=True, exist_ok=True)
         pafs.copy_files(f"{self.path}/{name}", str(folder / name), source_filesystem=self.filesystem)
         return folder / name
 

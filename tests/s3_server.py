@@ -19,11 +19,12 @@ class _Quiet(MotoRequestHandler):
 
 
 class LoopbackS3:
-    """Serves S3 from this process's memory. `failing` is the share of requests answered 503; see also `away`."""
+    """Serves S3 from this process's memory. `failing` is the share of requests answered 503; those whose method and
+    URL hold `refused` are answered 403; see also `away`."""
 
     def __init__(self) -> None:
         self.requests = self.failed = 0
-        self.failing = 0.0
+        self.failing, self.refused = 0.0, ""
         self.draw = random.Random(0)
         self._away_until = 0.0
         self._app = DomainDispatcherApplication(create_backend_app)
@@ -41,16 +42,20 @@ class LoopbackS3:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         self.requests += 1
         if time.monotonic() < self._away_until:
-            self.failed += 1
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            start_response("503 Service Unavailable", [("Content-Length", "0"), ("Connection", "close")])
-            return [b""]
+            return self._fail("503 Service Unavailable", start_response)
+        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}"
+        if self.refused and self.refused in request:
+            return self._fail("403 Forbidden", start_response)
         if self.draw.random() < self.failing:
-            self.failed += 1
-            start_response("503 Service Unavailable", [("Content-Length", "0"), ("Connection", "close")])
-            return [b""]
+            return self._fail("503 Service Unavailable", start_response)
         answer: Iterable[bytes] = self._app(environ, start_response)
         return answer
+
+    def _fail(self, status: str, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        self.failed += 1
+        start_response(status, [("Content-Length", "0"), ("Connection", "close")])
+        return [b""]
 
 
 @contextmanager

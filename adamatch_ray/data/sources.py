@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from adamatch_ray.artifacts import s3_filesystem
 from adamatch_ray.schema import SOURCE
 
 Row = dict[str, Any]
@@ -67,18 +68,15 @@ def is_remote(path: str) -> bool:
 def open_file(path: str) -> BinaryIO:
     """Open a local path or a URL for reading bytes."""
     if is_remote(path):
-        import fsspec
-
-        return cast(BinaryIO, fsspec.open(path, "rb").open())
+        filesystem, inner = _filesystem(path)
+        return cast(BinaryIO, filesystem.open(inner, "rb"))
     return Path(path).open("rb")
 
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     if is_remote(path):
-        import fsspec
-
-        filesystem, inner = fsspec.url_to_fs(path)
+        filesystem, inner = _filesystem(path)
         return bool(filesystem.exists(inner))
     return Path(path).exists()
 
@@ -86,13 +84,21 @@ def exists(path: str) -> bool:
 def list_names(folder: str) -> list[str]:
     """Names (not paths) in a folder, sorted; none where there is no such folder. One request, whatever the size."""
     if is_remote(folder):
-        import fsspec
-
-        filesystem, inner = fsspec.url_to_fs(folder)
+        filesystem, inner = _filesystem(folder)
         if not filesystem.isdir(inner):
             return []
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False))
     return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, and the path within it."""
+    if url.startswith("s3://"):
+        return s3_filesystem(), url.removeprefix("s3://")
+    import fsspec
+
+    filesystem, inner = fsspec.url_to_fs(url)
+    return filesystem, str(inner)
 
 
 def join(folder: str, *parts: str) -> str:

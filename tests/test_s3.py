@@ -1,0 +1,228 @@
+"""A root in S3 is a root like any other: the same files, the same refusals, and nothing lost when requests fail.
+
+The server is moto's, on loopback; endpoint and credentials come from the environment, as everywhere.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+from PIL import Image
+from s3_server import LoopbackS3, loopback_s3
+from test_cache_tokens import add_vqgan
+
+from adamatch_ray.artifacts import Manifest, Root, Stage
+from adamatch_ray.config import DataConfig, load_config
+from adamatch_ray.data import loading, preparing
+from adamatch_ray.engines.token_cache import TokenCache
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
+    with loopback_s3() as (server, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def stage(server: LoopbackS3) -> Stage:
+    return Root("s3://bucket/some/run/").stage("encoder")
+
+
+def objects(root: str) -> dict[str, str]:
+    """Name and digest of every file below a root, local or in S3."""
+    place = Root(root)
+    found = place.filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True, allow_not_found=True))
+    names = sorted(info.path.removeprefix(f"{place.path}/") for info in found if info.type == pafs.FileType.File)
+    digests = {}
+    for name in names:
+        with place.filesystem.open_input_stream(f"{place.path}/{name}") as stream:
+            digests[name] = hashlib.sha256(stream.read()).hexdigest()
+    return digests
+
+
+def put(local: Path, root: str, *stages: str) -> None:
+    """Copy whole stages of a local root into S3, their manifests last."""
+    for name in stages:
+        target = Root(root).stage(name)
+        for file in sorted((local / name).rglob("*"), key=lambda path: path.name == "manifest.json"):
+            if file.is_file():
+                target.write_bytes(file.relative_to(local / name).as_posix(), file.read_bytes())
+
+
+def test_a_stage_is_written_read_and_withdrawn_as_on_a_disk(stage: Stage, tmp_path: Path) -> None:
+    assert stage.uri == "s3://bucket/some/run/encoder" and stage.manifest() is None
+    with pytest.raises(ValueError, match=r"pretrain_encoder\.py --root s3://bucket/some/run"):
+        stage.require()
+    stage.write_bytes("train/part-00000.parquet", b"rows")
+    manifest = Manifest("encoder", "print", {"data": {"seed": 0}}, {})
+    stage.commit(manifest)
+    assert stage.manifest() == manifest and stage.is_done("print", {}, {}, overwrite=False)
+    with pytest.raises(ValueError, match=r"data\.seed: 0 -> 1"):
+        stage.is_done("other", {"data": {"seed": 1}}, {}, overwrite=False)
+    assert not stage.is_done("print", {}, {}, overwrite=True) and stage.manifest() is None
+    with pytest.raises(FileNotFoundError):
+        stage.read_bytes("none.bin")
+    with pytest.raises(FileNotFoundError):
+        stage.download("none", tmp_path)
+    assert stage.create_bytes("once", b"1") and not stage.create_bytes("once", b"2") and stage.read_text("once") == "1"
+    stage.keep_only({"train/part-00000.parquet"})
+    assert objects(stage.uri).keys() == {"train/part-00000.parquet"}
+
+
+def test_folders_are_replaced_fetched_and_removed(stage: Stage, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, name in ((first, "old.bin"), (second, "text/new.bin"), (second, "empty.bin")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode() if "empty" not in name else b"")
+    stage.upload(first, "model")
+    stage.upload(second, "model")
+    found = stage.download("model", tmp_path / "fetched")
+    files = {p.relative_to(found).as_posix(): p.read_bytes() for p in found.rglob("*") if p.is_file()}
+    assert files == {"text/new.bin": b"text/new.bin", "empty.bin": b""}
+    stage.delete("model")
+    stage.delete("model")
+    assert objects(stage.uri) == {}
+
+
+def test_what_another_machine_wrote_is_seen_at_once(stage: Stage) -> None:
+    """Listings are not kept: a second client, as another machine has it, sees and removes what the first wrote."""
+    import s3fs
+
+    assert objects(stage.uri) == {}
+    other = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    other.pipe_file(f"{stage.path}/a", b"1")
+    assert objects(stage.uri).keys() == {"a"}
+    other.rm_file(f"{stage.path}/a")
+    assert objects(stage.uri) == {} and stage.read_text("a") is None
+
+
+def test_the_filesystem_travels_to_workers(stage: Stage) -> None:
+    stage.write_bytes("a", b"1")
+    filesystem = pickle.loads(pickle.dumps(stage.filesystem))
+    assert filesystem.get_file_info(f"{stage.path}/a").type == pafs.FileType.File
+
+
+def test_an_upload_that_breaks_off_leaves_what_was_there(stage: Stage, server: LoopbackS3, tmp_path: Path) -> None:
+    stage.write_bytes("table.bin", b"whole")
+    stage.write_bytes("model/table.bin", b"whole")
+    server.refused = "partNumber=2"
+    large = bytes(101 * 2**20)  # above what goes in one request
+    with pytest.raises(OSError):
+        stage.write_bytes("table.bin", large)
+    (tmp_path / "table.bin").write_bytes(large)
+    with pytest.raises(OSError):
+        stage.upload_into(tmp_path, "model")
+    server.refused = ""
+    assert stage.read_bytes("table.bin") == stage.read_bytes("model/table.bin") == b"whole"
+
+
+def test_no_credentials_is_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment.update(AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path))
+    job = [sys.executable, str(REPOSITORY / "jobs" / "prepare_data.py"), "--root", "s3://bucket/run"]
+    done = subprocess.run(job, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: s3://bucket/run/studies: Unable to locate credentials"
+
+
+def write_studies(config: DataConfig, root: str) -> None:
+    rows = [row for row in preparing.list_rows(config) if row["split"] == "train"][:24]
+    shards, _ = preparing.plan(rows, config)
+    files = {shard.file: preparing.make_shard(shard, config, root)["accepted"] for shard in shards}
+    Root(root).stage("studies").commit(Manifest("studies", "tiny", {}, {}, {"train": sum(files.values())}, files))
+
+
+@pytest.fixture
+def data(tiny_yaml: Path) -> DataConfig:
+    return load_config(str(tiny_yaml), {"data.rows_per_shard": "4"}).data
+
+
+@pytest.mark.parametrize("failing", [0.0, 0.05])
+def test_studies_and_tokens_are_the_same_bytes_as_on_a_disk(
+    server: LoopbackS3, data: DataConfig, tmp_path: Path, failing: float
+) -> None:
+    local, remote = str(tmp_path), "s3://bucket/run"
+    add_vqgan(tmp_path)
+    put(tmp_path, remote, "vqgan")
+    server.failing = failing
+    for root in (local, remote):
+        write_studies(data, root)
+        cache = TokenCache(root, kernel="torch")
+        assert [cache.make(shard).reused for shard in sorted(cache.studies.require().files)] == [False] * 6
+        assert cache.make("train/part-00002.parquet").reused
+    server.failing = 0.0
+    assert objects(local) == objects(remote) and len(objects(remote)) > 15
+    if failing:
+        assert server.failed > 0
+    windows = loading.plan_windows(
+        loading.list_shards(Root(remote).stage("studies"), "train"),
+        batch_size=4, world=1, rank=0, seed=0, epoch=0, skip=0, window=8,
+    )  # fmt: skip
+    assert len(loading.WindowReader(remote).read(windows[0])["image"]) == 8
+
+
+def test_raw_data_may_lie_in_s3(server: LoopbackS3, tmp_path: Path) -> None:
+    import s3fs
+
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((70, 80), 99, np.uint8)).save(tmp_path / name)
+    lines = [{"image": name, "report": "The heart is normal."} for name in ("a.png", "b.png", "missing.png")]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    s3fs.S3FileSystem().put(str(tmp_path), "bucket/raw", recursive=True)
+    config = DataConfig(source="manifest", path="s3://bucket/raw/table.jsonl", canvas=32, split_column="")
+    shards, rejected = preparing.plan(preparing.list_rows(config), config)
+    made = [preparing.make_shard(shard, config, "s3://bucket/run") for shard in shards]
+    assert sum(row["accepted"] for row in made) == 2 and not rejected
+    assert [reason for row in made for reason in row["reasons"]] == ["image file is missing"]
+
+
+@pytest.mark.slow
+def test_an_outage_of_twenty_seconds_is_waited_out(server: LoopbackS3, data: DataConfig, tmp_path: Path) -> None:
+    write_studies(data, str(tmp_path))
+    server.away(20)
+    write_studies(data, "s3://bucket/run")
+    assert objects("s3://bucket/run") == objects(str(tmp_path))
+    assert server.failed > 3
+
+
+def run_job(name: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_one_command_gives_the_same_metrics_in_s3_as_on_a_disk(
+    server: LoopbackS3, tiny_yaml: Path, studies_root: Path, tmp_path: Path
+) -> None:
+    """Training, its checkpoints and its logs, and the evaluation, through Ray."""
+    shutil.copytree(studies_root / "studies", tmp_path / "studies")
+    put(tmp_path, "s3://bucket/run", "studies")
+    tables = {}
+    for root in (str(tmp_path), "s3://bucket/run"):
+        common = ["--config", str(tiny_yaml), "--root", root, "--adamatch.init", "none"]
+        assert run_job("train_adamatch", *common)["status"] == "done"
+        assert run_job("train_adamatch", *common)["status"] == "skipped"
+        run_job("evaluate", *common, "--evaluate.split", "validate")
+        tables[root] = Root(root).stage("metrics").read_bytes("retrieval.json")
+        model = {name: digest for name, digest in objects(f"{root}/adamatch").items() if name.startswith("model/")}
+        tables[root] += json.dumps(model).encode()
+        assert "metrics.jsonl" in objects(f"{root}/adamatch") and "lease.json" not in objects(f"{root}/adamatch")
+    assert len(set(tables.values())) == 1
