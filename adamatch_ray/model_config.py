@@ -30,6 +30,9 @@ class PVTConfig:
     mlp_ratios: tuple[float, ...] = option((8.0, 8.0, 4.0, 4.0), "MLP width over token width, each stage")
     drop_path: float = option(0.1, "stochastic depth of the last block; earlier ones less")
     adapatch_stages: tuple[int, ...] = option((2, 3, 4), "stages whose patches are adaptive")
+    attention_stages: tuple[int, ...] = option(
+        (1, 2, 3, 4), "stages whose patches attend to all others (paper); blocks of the rest mix neighbours only"
+    )
     samples: int = option(3, "k of the k x k points sampled in an adaptive patch")
     num_classes: int = option(0, "outputs of the classification head (0: no head)")
 
@@ -47,6 +50,8 @@ class PVTConfig:
             self._check_stage(stage)
         if set(self.adapatch_stages) - {2, 3, 4} or len(set(self.adapatch_stages)) != len(self.adapatch_stages):
             raise ValueError(f"adapatch_stages must be some of 2, 3 and 4, each once; got {self.adapatch_stages}")
+        if set(self.attention_stages) - {1, 2, 3, 4} or 4 not in self.attention_stages:
+            raise ValueError(f"attention_stages must be some of 1 to 4, 4 included; got {self.attention_stages}")
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2 (points run from corner to corner); got {self.samples}")
         if not 0 <= self.drop_path < 1:

@@ -37,11 +37,34 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
             print(f"tokens {len(files)}/{len(wanted)} shards · ETA {left:.0f} s", file=sys.stderr)
     if files != wanted:
         raise RuntimeError(f"tokens have {sum(files.values())} rows where the studies have {sum(wanted.values())}")
+    keypatches = _keypatches(run) if run.config.tokens.keypatches else 0
     splits: Counter[str] = Counter()
     for name, rows in files.items():
         splits[name.split("/")[0]] += rows
     counts = {**{split: splits[split] for split in ("train", "validate", "test")}, "images": splits.total()}
-    return run.finish({"shards": len(files), "reused": reused}, counts, dict(sorted(files.items())))
+    figures = {"shards": len(files), "reused": reused, "keypatches": keypatches}
+    return run.finish(figures, counts, dict(sorted(files.items())))
+
+
+def _keypatches(run: StageRun) -> int:
+    """Look up the codes under each entry of the visual codebook; how many entries there are."""
+    import io
+    import json
+
+    import pyarrow.parquet as pq
+
+    from adamatch_ray.codebooks import VisualCodebook
+    from adamatch_ray.engines.keypatch_tokens import FILE, keypatch_tokens
+    from adamatch_ray.model_config import VQGANConfig, from_dict
+
+    visual = VisualCodebook.load(run.root.stage("codebooks")).table
+    size = from_dict(VQGANConfig, json.loads(run.root.stage("vqgan").read_bytes("model/config.json")))
+    names = [name for name in run.root.stage("studies").require().files if name.startswith("train/")]
+    shards = (pq.read_table(f"{run.stage.path}/{name}", filesystem=run.stage.filesystem) for name in sorted(names))
+    buffer = io.BytesIO()
+    pq.write_table(keypatch_tokens(visual, shards, size.grid, size.image_size), buffer, compression="zstd")
+    run.stage.write_bytes(FILE, buffer.getvalue())
+    return len(visual)
 
 
 def _make(files: list[str], run: StageRun) -> Iterator["CachedShard"]:

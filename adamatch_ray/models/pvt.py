@@ -61,13 +61,26 @@ class SpatialReduction(nn.Module):
         return self.norm(self.sr(to_map(x_BTC)).flatten(2).transpose(1, 2))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block."""
+class Neighbours(nn.Module):
+    """Mix each patch with the eight around it, each channel for itself: what is read at a place stays near it."""
 
-    def __init__(self, dim: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BPC: Tensor) -> Tensor:
+        """Tokens [B, P, C] of a square map to tokens [B, P, C]."""
+        return self.proj(self.conv(to_map(x_BPC)).flatten(2).transpose(1, 2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block around a mixer of tokens."""
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.attn = Attention(dim, heads, reduction)
+        self.attn = mixer
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -95,9 +108,13 @@ class Stage(nn.Module):
             self.patch_embed = PatchEmbed(config.dims[i - 1], dim, patch=2)
         self.position = nn.Parameter(torch.empty(1, self.grid**2 + (stage == STAGES), dim))
         trunc_normal_(self.position, std=0.02)
+
+        def mixer() -> nn.Module:
+            attends = stage in config.attention_stages
+            return Attention(dim, config.heads[i], config.reductions[i]) if attends else Neighbours(dim)
+
         self.blocks = nn.ModuleList(
-            Block(dim, config.heads[i], config.reductions[i], config.mlp_ratios[i], drop_step * block)
-            for block in range(before, before + blocks)
+            Block(dim, mixer(), config.mlp_ratios[i], drop_step * block) for block in range(before, before + blocks)
         )
         self.blocks.apply(init_linear)
         self.grad_checkpointing = False
