@@ -19,7 +19,8 @@ from adamatch_ray.config import load_config
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.engines.embedding import Embedder
-from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, save_pretrained, tokens_of_box
+from adamatch_ray.engines.image_tokens import fingerprint, save_pretrained
+from adamatch_ray.engines.keypatch_tokens import FILE, keypatch_tokens
 from adamatch_ray.engines.token_cache import TokenCache
 from adamatch_ray.geometry import Geometry
 from adamatch_ray.instructions import instruction_texts
@@ -28,7 +29,7 @@ from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.llm import build_llm, save_llm
 from adamatch_ray.models.llm_tokens import train_bpe_tokenizer
 from adamatch_ray.models.vqgan import VQGAN
-from adamatch_ray.schema import KEYPATCH, KEYPATCH_TOKENS
+from adamatch_ray.schema import KEYPATCH
 
 VQGAN_SIZE = VQGANConfig(
     image_size=64,
@@ -68,10 +69,9 @@ def finish_stages(root: Path, yaml: Path) -> None:
     stages = Root(str(root))
     reports = [r for table in loading.read_split(stages.stage("studies"), "train") for r in table["report"].to_pylist()]
     embedder = _add_adamatch(stages, root, yaml, reports)
-    studies = _first_studies(stages, 6)
-    _add_codebooks(stages, embedder, studies)
+    _add_codebooks(stages, embedder, _first_studies(stages, 6))
     model = add_vqgan(root)
-    _add_tokens(stages, model, studies)
+    _add_tokens(stages, model)
     add_llm(root, fingerprint(model), reports)
 
 
@@ -142,22 +142,15 @@ def _add_codebooks(stages: Root, embedder: Embedder, studies: list[_Study]) -> N
     stage.commit(Manifest("codebooks", "codebooks-tiny", {}, {"adamatch": "adamatch-tiny"}, {"keypatches": len(rows)}))
 
 
-def _add_tokens(stages: Root, model: VQGAN, studies: list[_Study]) -> None:
+def _add_tokens(stages: Root, model: VQGAN) -> None:
     """Tokens of all images and of the keypatches."""
     stage = stages.stage("tokens")
     cache = TokenCache(stages.uri, kernel="torch")
     files = {name: cache.make(name).rows for name in sorted(stages.stage("studies").require().files)}
-    encoded = ImageTokenizer(model, kernel="torch").encode(np.stack([decode_png(s.image) for s in studies]))
-    tokens = dict(zip((study.dicom_id for study in studies), encoded, strict=True))
-    rows = []
-    for entry, row in enumerate(VisualCodebook.load(stages.stage("codebooks")).table.to_pylist()):
-        box = Geometry(row["height"], row["width"], 64).to_canvas(np.array([row[c] for c in ("x0", "y0", "x1", "y1")]))
-        x0, y0, x1, y1 = box.tolist()
-        rows.append({"entry": entry, "tokens": tokens_of_box(tokens[row["dicom_id"]], (x0, y0, x1, y1), 8)})
+    shards = (pq.read_table(f"{stage.path}/{name}") for name in files if name.startswith("train/"))
+    visual = VisualCodebook.load(stages.stage("codebooks")).table
     buffer = io.BytesIO()
-    footer = {"model": fingerprint(model)}
-    pq.write_table(pa.Table.from_pylist(rows, schema=KEYPATCH_TOKENS.with_metadata(footer)), buffer)
-    stage.write_bytes("keypatches.parquet", buffer.getvalue())
-    stage.commit(
-        Manifest("tokens", "tokens-tiny", {}, {"vqgan": "vqgan-0", "codebooks": "codebooks-tiny"}, {}, files, footer)
-    )
+    pq.write_table(keypatch_tokens(visual, shards, VQGAN_SIZE.grid, VQGAN_SIZE.image_size), buffer)
+    stage.write_bytes(FILE, buffer.getvalue())
+    parents = {"vqgan": "vqgan-0", "codebooks": "codebooks-tiny"}
+    stage.commit(Manifest("tokens", "tokens-tiny", {}, parents, {}, files, {"model": fingerprint(model)}))
