@@ -40,6 +40,14 @@ class BadImage(ValueError):
     """A file that cannot be used as an X-ray; the message is the quarantine reason."""
 
 
+class NotAnImage(BadImage):
+    """A file of another kind."""
+
+
+class TooManyPixels(BadImage):
+    """An image over the limit, known before it is decoded."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Gray `pixels` uint8 [H, W] of an image whose original is `height` x `width`; [H, W] may be smaller."""
@@ -66,7 +74,7 @@ def decode(data: bytes, max_side: int | None = None, max_pixels: int = MAX_PIXEL
         return _decode_png(data, max_pixels)
     if data[128:132] == _DICOM_MAGIC:
         return _decode_dicom(data, max_pixels)
-    raise BadImage("not an image: text" if _looks_like_text(data) else "not a JPEG, PNG or DICOM file")
+    raise NotAnImage("not an image: text" if _looks_like_text(data) else "not a JPEG, PNG or DICOM file")
 
 
 def to_canvas(decoded: Decoded, canvas: int) -> Pixels:
@@ -113,7 +121,7 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     if min(height, width) < 1:
         raise BadImage("image has no pixels")
     if height * width > max_pixels:
-        raise BadImage(f"image of {width}x{height} exceeds {max_pixels} pixels")
+        raise TooManyPixels(f"image of {width}x{height} exceeds {max_pixels} pixels")
 
 
 def stretch(values: NDArray[np.generic], low: float, high: float) -> Pixels:

@@ -1,0 +1,36 @@
+"""Are the artifacts there, and do they belong together? Asked before anything starts, answered in one line."""
+
+from adamatch_ray.artifacts import JOBS, Manifest, Root
+from serve.protocol import Model, ModelsResponse
+
+SERVED = ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm")
+"""Stages that answers come from."""
+
+
+def check(root: Root) -> ModelsResponse:
+    """Read the manifests of a root. Raises ValueError naming the command that makes what is missing or stale."""
+    manifests = {name: root.stage(name).require() for name in SERVED}
+    for name, manifest in manifests.items():
+        for parent, fingerprint in manifest.parents.items():
+            if parent in manifests and manifests[parent].fingerprint != fingerprint:
+                raise ValueError(
+                    f"{root.uri}/{name} was made from another {parent}; "
+                    f"run: python jobs/{JOBS[name]}.py --root {root.uri} --overwrite"
+                )
+    image_size, tokens = _sizes(manifests["vqgan"])
+    return ModelsResponse(
+        models=[
+            Model(name=name, fingerprint=manifests[name].fingerprint, version=manifests[name].version)
+            for name in SERVED[1:]
+        ],
+        data=str(manifests["studies"].config.get("data", {}).get("source", "unknown")),
+        canvas=image_size,
+        image_tokens=tokens,
+    )
+
+
+def _sizes(vqgan: Manifest) -> tuple[int, int]:
+    """Side of the VQ-GAN's canvas and codes of an image."""
+    settings = vqgan.config["vqgan"]
+    side = int(settings["image_size"])
+    return side, (side // 2 ** (len(settings["ch_mult"]) - 1)) ** 2

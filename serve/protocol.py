@@ -1,0 +1,212 @@
+"""What travels over HTTP and between deployments: plain values, no tensors.
+
+Boxes are xyxy in pixels of the image they are said of: the upload, or the generated image.
+"""
+
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MAX_SEED = 2**53 - 1
+"""Largest seed: every JSON reader, JavaScript's too, keeps it exactly."""
+
+
+def _clean(text: str) -> str:
+    if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in text):
+        raise ValueError("the report has control characters; send plain text")
+    if not any(letter.isalnum() for letter in text):
+        raise ValueError("the report has no words")
+    return text.strip()
+
+
+Box = Annotated[tuple[float, float, float, float], Field(description="xyxy in pixels, x to the right, y down")]
+ReportText = Annotated[
+    str, Field(min_length=1, description="a report, findings then impression"), AfterValidator(_clean)
+]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="same request, same seed: same answer")]
+
+
+class Request(BaseModel):
+    """A request; an unknown field is an error, so that a misspelt one is not passed over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReportFields(Request):
+    """Form fields beside the image of /v1/report."""
+
+    seed: Seed = 0
+    explain: bool = Field(False, description="also match the words of the report to regions of the image")
+
+
+class SeedFields(Request):
+    """Form fields beside the image of /v1/cycle."""
+
+    seed: Seed = 0
+
+
+class MatchFields(Request):
+    """Form fields beside the image of /v1/match."""
+
+    report: ReportText
+
+
+class RetrieveFields(Request):
+    """Form fields beside the image of /v1/retrieve."""
+
+    k: int = Field(5, ge=1, le=50, description="how many studies")
+
+
+class ImageRequest(Request):
+    """Body of /v1/image, and of /v1/cycle where it starts from a report."""
+
+    report: ReportText
+    seed: Seed = 0
+
+
+class RetrieveRequest(Request):
+    """Body of /v1/retrieve where it starts from a report."""
+
+    report: ReportText
+    k: int = Field(5, ge=1, le=50, description="how many studies")
+
+
+class ImageSize(BaseModel):
+    """Pixels of the image that boxes refer to."""
+
+    width: int
+    height: int
+
+
+class Keyword(BaseModel):
+    """An entry of the textual codebook that a region of the X-ray matched; the prompt of the report had it."""
+
+    text: str
+    group: str
+    score: float
+    box: Box
+
+
+class Keypatch(BaseModel):
+    """An entry of the visual codebook that a word of the report matched; the prompt of the image had its tokens."""
+
+    word: str
+    entry: int
+    score: float
+    study_id: str
+    box: Box = Field(description="in pixels of the training image it was cut from")
+    crop: str | None = Field(None, description="the region itself, base64 PNG")
+
+
+class Word(BaseModel):
+    """A word of a report and the adaptive region that matches it best."""
+
+    text: str
+    start: int = Field(description="offset of its first character in the report, -1 where the report was cut before")
+    end: int
+    patch: int = Field(description="index into the boxes of the match")
+    score: float
+    box: Box
+
+
+class MatchResponse(BaseModel):
+    """Word ↔ region similarities of one image and one report before they are averaged; a blank image matches none."""
+
+    report: str
+    image: ImageSize
+    words: list[Word]
+    boxes: list[Box] = Field(description="one adaptive region for each patch")
+    fixed_boxes: list[Box] = Field(description="the grid cell each region started from")
+    similarity: list[list[float]] = Field(description="[words][patches], cosine")
+    text_to_image: float = Field(description="mean over words of the best region")
+    image_to_text: float = Field(description="mean over regions of the best word")
+
+
+class ReportResponse(BaseModel):
+    """A report written from an X-ray. Research use only."""
+
+    report: str
+    status: str = Field(description='"ok", or "truncated: …" where the report has no end')
+    keywords: list[Keyword]
+    image: ImageSize
+    image_tokens: list[int] = Field(description="VQ-GAN codes of the X-ray, row by row")
+    match: MatchResponse | None = Field(None, description="with explain")
+    preview: str | None = Field(None, description="with explain: the X-ray as the models see it, base64 PNG")
+    seed: int
+    request_id: str
+
+
+class ImageResponse(BaseModel):
+    """An X-ray drawn from a report: synthetic, never a patient's. Research use only."""
+
+    report: str
+    status: str
+    png: str = Field(description="base64 PNG, gray")
+    image: ImageSize
+    image_tokens: list[int]
+    keypatches: list[Keypatch]
+    seed: int
+    request_id: str
+
+
+class CycleResponse(BaseModel):
+    """image → report → image, or report → image → report: `start` says which came first."""
+
+    start: str = Field(description='"image" or "report"')
+    report: ReportResponse
+    image: ImageResponse
+
+
+class Hit(BaseModel):
+    """A study of the index."""
+
+    study_id: str
+    score: float
+    report: str
+    png: str = Field(description="base64 PNG of its canvas")
+
+
+class RetrieveResponse(BaseModel):
+    """The studies that match best, best first: eq. 5 for an image, eq. 6 for a report."""
+
+    hits: list[Hit]
+    indexed: int = Field(description="studies in the index")
+    split: str
+    request_id: str
+
+
+class Model(BaseModel):
+    """A trained stage that answers come from."""
+
+    name: str
+    fingerprint: str
+    version: str
+
+
+class ModelsResponse(BaseModel):
+    """What is served."""
+
+    models: list[Model]
+    data: str = Field(description="what the models were trained on; of a phantom, nothing is clinical")
+    canvas: int = Field(description="side of the square the models see, pixels")
+    image_tokens: int = Field(description="VQ-GAN codes of an image")
+    notice: str = "Research use only. Not for clinical decisions."
+
+
+class Sample(BaseModel):
+    """A built-in phantom to try the service with; synthetic, its findings are drawn and their places known."""
+
+    id: str
+    url: str
+    report: str
+    findings: list[str]
+    boxes: list[Box] = Field(description="where each finding was drawn")
+    image: ImageSize
+
+
+class ReadyResponse(BaseModel):
+    """State of each deployment."""
+
+    ready: bool
+    deployments: dict[str, str]

@@ -1,0 +1,226 @@
+"""The endpoints: read the request, ask the composition, answer."""
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from starlette.responses import JSONResponse, StreamingResponse
+
+from adamatch_ray.data.images import encode_png
+from adamatch_ray.geometry import CanvasImage
+from serve.composition import Composition
+from serve.images import Decoder
+from serve.inputs import FORM, form_body, json_body, media_type, read_form, read_json
+from serve.measures import Measures
+from serve.problems import Problem, responses
+from serve.protocol import (
+    CycleResponse,
+    ImageRequest,
+    ImageResponse,
+    MatchFields,
+    MatchResponse,
+    ModelsResponse,
+    ReadyResponse,
+    ReportFields,
+    ReportResponse,
+    RetrieveFields,
+    RetrieveRequest,
+    RetrieveResponse,
+    Sample,
+    SeedFields,
+)
+from serve.samples import samples
+from serve.settings import Settings
+
+_FAILS = responses(400, 401, 413, 415, 422, 429, 500, 503, 504)
+_EVENTS, _PNG = "text/event-stream", "image/png"
+_WORDS = re.compile(r"\S+\s*")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the endpoints work with."""
+
+    settings: Settings
+    models: ModelsResponse
+    composition: Composition
+    measures: Measures
+    decode: Decoder
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Put every endpoint of the API on the application."""
+    _add_generation(app, service)
+    _add_matching(app, service)
+    _add_information(app, service)
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    ask, limit = service.composition, service.settings.max_report_chars
+
+    @app.post(
+        "/v1/report",
+        response_model=ReportResponse,
+        responses={**_FAILS, 200: {"content": {_EVENTS: {"schema": {"type": "string"}}}}},
+        openapi_extra={"requestBody": {"required": True, "content": form_body(ReportFields)}},
+        summary="Write the report of an X-ray",
+    )
+    async def report(request: Request) -> object:
+        """With `Accept: text/event-stream`, events as they come to be known: `keywords`, each `word` once the report
+        is written, and at last `report`, which is the whole answer."""
+        data, fields = await read_form(request, ReportFields, limit)
+        image = await service.decode(data)
+        events = _report_events(service, image, fields, request.state.request_id)
+        if _EVENTS in request.headers.get("accept", ""):
+            return StreamingResponse(_as_stream(events, request.state.request_id), media_type=_EVENTS)
+        *_, (_, answer) = [event async for event in events]
+        return answer
+
+    @app.post(
+        "/v1/image",
+        response_model=ImageResponse,
+        responses={**_FAILS, 200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}},
+        openapi_extra={"requestBody": {"required": True, "content": json_body(ImageRequest)}},
+        summary="Draw the X-ray of a report",
+    )
+    async def image(request: Request) -> object:
+        """With `Accept: image/png`, the picture alone."""
+        asked = await read_json(request, ImageRequest, limit)
+        drawn = await ask.image(asked.report, asked.seed, request.state.request_id)
+        if request.headers.get("accept", "").startswith(_PNG):
+            return Response(base64.b64decode(drawn.png), media_type=_PNG)
+        return drawn
+
+    @app.post(
+        "/v1/cycle",
+        response_model=CycleResponse,
+        responses=_FAILS,
+        openapi_extra={
+            "requestBody": {"required": True, "content": {**form_body(SeedFields), **json_body(ImageRequest)}}
+        },
+        summary="There and back: image → report → image, or report → image → report",
+    )
+    async def cycle(request: Request) -> object:
+        """A form with an image starts from it, a JSON body from its report."""
+        if media_type(request) == FORM:
+            data, fields = await read_form(request, SeedFields, limit)
+            return await ask.cycle_image(await service.decode(data), fields.seed, request.state.request_id)
+        asked = await read_json(request, ImageRequest, limit)
+        return await ask.cycle_report(asked.report, asked.seed, request.state.request_id)
+
+
+def _add_matching(app: FastAPI, service: Service) -> None:
+    ask, limit = service.composition, service.settings.max_report_chars
+
+    @app.post(
+        "/v1/match",
+        response_model=MatchResponse,
+        responses=_FAILS,
+        openapi_extra={"requestBody": {"required": True, "content": form_body(MatchFields)}},
+        summary="Match the words of a report with the regions of an X-ray",
+    )
+    async def match(request: Request) -> object:
+        data, fields = await read_form(request, MatchFields, limit)
+        return await ask.match(await service.decode(data), fields.report)
+
+    @app.post(
+        "/v1/retrieve",
+        response_model=RetrieveResponse,
+        responses={**_FAILS, **responses(404)},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {**form_body(RetrieveFields), **json_body(RetrieveRequest)}}
+        },
+        summary="Find studies: by an X-ray their reports, by a report their X-rays",
+    )
+    async def retrieve(request: Request) -> object:
+        """A form with an image searches reports, a JSON body searches X-rays."""
+        if not service.settings.index_studies:
+            raise Problem(404, "this service has no index; start it with index_studies above 0")
+        query: CanvasImage | str
+        if media_type(request) == FORM:
+            data, fields = await read_form(request, RetrieveFields, limit)
+            query, count = await service.decode(data), fields.k
+        else:
+            asked = await read_json(request, RetrieveRequest, limit)
+            query, count = asked.report, asked.k
+        hits, indexed = await ask.search(query, count)
+        split = service.settings.index_split
+        return RetrieveResponse(hits=hits, indexed=indexed, split=split, request_id=request.state.request_id)
+
+
+def _add_information(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", responses=responses(401))
+    def models() -> ModelsResponse:
+        """What is served, with the fingerprints of the trained stages."""
+        return service.models
+
+    @app.get("/v1/samples", responses=responses(401))
+    def list_samples() -> list[Sample]:
+        """Phantoms to try the service with."""
+        return [drawn.sample for drawn in samples().values()]
+
+    @app.get(
+        "/v1/samples/{name}.png",
+        response_class=Response,
+        responses={**responses(401, 404), 200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    def sample(name: str) -> Response:
+        """The picture of one phantom."""
+        drawn = samples().get(name)
+        if drawn is None:
+            raise Problem(404, "there is no such sample; see /v1/samples")
+        return Response(drawn.png, media_type=_PNG)
+
+    @app.get("/healthz", summary="Is the ingress alive?")
+    def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", response_model=ReadyResponse, responses={503: {"model": ReadyResponse}})
+    async def readyz() -> JSONResponse:
+        """Are the models behind it?"""
+        states = await service.composition.states()
+        ready = all(state == "ready" for state in states.values())
+        return JSONResponse({"ready": ready, "deployments": states}, 200 if ready else 503)
+
+    @app.get("/metrics", response_class=Response, responses=responses(401))
+    def metrics() -> Response:
+        """Prometheus text format: this ingress replica alone."""
+        return Response(service.measures.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _report_events(
+    service: Service, image: CanvasImage, fields: ReportFields, request_id: str
+) -> AsyncIterator[tuple[str, object]]:
+    """(event, value) as they come to be known; the last is ("report", ReportResponse)."""
+    ask = service.composition
+    keywords, codes = await ask.read(image)
+    yield "keywords", [keyword.model_dump() for keyword in keywords]
+    answer = await ask.write(image, keywords, codes, fields.seed, request_id)
+    for word in _WORDS.findall(answer.report):
+        yield "word", word
+    if fields.explain:
+        has_words = any(letter.isalnum() for letter in answer.report)
+        match = await ask.match(image, answer.report) if has_words else None
+        answer = answer.model_copy(update={"match": match, "preview": _preview(image)})
+    yield "report", answer
+
+
+def _preview(image: CanvasImage) -> str:
+    """The canvas without its padding: a DICOM, too, is something a browser can then show."""
+    inner = image.geometry
+    rows, columns = slice(inner.top, inner.top + inner.inner_height), slice(inner.left, inner.left + inner.inner_width)
+    return base64.b64encode(encode_png(np.ascontiguousarray(image.pixels[rows, columns]))).decode()
+
+
+async def _as_stream(events: AsyncIterator[tuple[str, object]], request_id: str) -> AsyncIterator[str]:
+    """Server-sent events; a problem after the first is an event of its own."""
+    try:
+        async for name, value in events:
+            data = value.model_dump_json() if isinstance(value, ReportResponse) else json.dumps(value)
+            yield f"event: {name}\ndata: {data}\n\n"
+    except Problem as problem:
+        yield f"event: problem\ndata: {problem.details(request_id).model_dump_json()}\n\n"

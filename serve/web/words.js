@@ -1,0 +1,79 @@
+// A report as words that can be pointed at, and keywords as chips.
+
+import { move } from "./viewer.js";
+
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+// Words appear one after another while the report is being read out; `matched` replaces them by words with regions.
+export class Words {
+  constructor(root, onWord) {
+    this.root = root;
+    this.onWord = onWord;
+    this.clear();
+  }
+
+  clear() {
+    this.root.replaceChildren();
+    this.buttons = [];
+  }
+
+  append(text) {
+    const span = document.createElement("span");
+    span.textContent = text;
+    span.className = "plain";
+    if (!calm.matches) span.style.animationDelay = `${Math.min(this.root.childElementCount * 18, 1500)}ms`;
+    this.root.append(span);
+  }
+
+  // The report with every matched word a button; its underline says how strongly it matches.
+  matched(report, words) {
+    this.clear();
+    const scores = words.map((word) => word.score);
+    const [low, high] = [Math.min(...scores), Math.max(...scores)];
+    let cursor = 0;
+    words.forEach((word, index) => {
+      if (word.start < cursor) return;
+      this.root.append(report.slice(cursor, word.start));
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "word";
+      button.textContent = report.slice(word.start, word.end);
+      button.tabIndex = this.buttons.length ? -1 : 0;
+      button.dataset.index = index;
+      button.style.setProperty("--score", ((word.score - low) / (high - low || 1)).toFixed(2));
+      button.addEventListener("pointerenter", () => this.onWord(index));
+      button.addEventListener("pointerleave", () => this.onWord(null));
+      button.addEventListener("focus", () => this.onWord(index));
+      button.addEventListener("click", () => this.onWord(index));
+      this.buttons.push(button);
+      this.root.append(button);
+      cursor = word.end;
+    });
+    this.root.append(report.slice(cursor));
+    this.root.onkeydown = (event) => move(event, this.buttons);
+  }
+
+  // Lights up words by their index; returns the first one's element.
+  light(indices) {
+    const wanted = new Set(indices.map(String));
+    for (const button of this.buttons) button.classList.toggle("lit", wanted.has(button.dataset.index));
+    return this.buttons.find((button) => wanted.has(button.dataset.index)) ?? null;
+  }
+}
+
+export function showKeywords(root, keywords, onKeyword) {
+  const chips = keywords.map((keyword, index) => {
+    const chip = document.createElement("button");
+    chip.type = "button";
+    chip.className = "chip";
+    chip.dataset.group = keyword.group;
+    chip.title = keyword.group.replaceAll("_", " ").toLowerCase();
+    chip.textContent = keyword.text;
+    chip.tabIndex = index ? -1 : 0;
+    for (const type of ["pointerenter", "focus", "click"]) chip.addEventListener(type, () => onKeyword(keyword, chip));
+    chip.addEventListener("pointerleave", () => onKeyword(null, chip));
+    return chip;
+  });
+  root.replaceChildren(...chips);
+  root.onkeydown = (event) => move(event, chips);
+}

@@ -1,0 +1,336 @@
+"""The HTTP interface over models that are not there: what is asked, what comes back, and every way it can fail."""
+
+import base64
+import io
+import json
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from fake_models import CANVAS, REPORT, TOKENS, FakeModels, fake_app
+from PIL import Image
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+from starlette.testclient import TestClient
+
+from adamatch_ray.data.images import decode_png
+from adamatch_ray.data.phantom import generate
+from serve.settings import Settings
+
+PROBLEM = "application/problem+json"
+
+
+def xray(kind: str = "PNG", side: int = 120) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(generate(1, 5, side).image).save(stream, kind)
+    return stream.getvalue()
+
+
+def dicom(*, part: str = "CHEST", pixels: bool = True, syntax: str = "1.2.840.10008.1.2.1", nested: int = 0) -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    image = (generate(1, 5, 128).image.astype(np.uint16) * 16)[:100, :100]
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.BodyPartExamined, data.PhotometricInterpretation, data.SamplesPerPixel = part, "MONOCHROME2", 1
+    data.Rows, data.Columns = image.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    inner = data
+    for _ in range(nested):
+        child = Dataset()
+        inner.add_new(0x00081140, "SQ", [child])
+        inner[0x00081140].is_undefined_length = True
+        inner = child
+    if pixels:
+        data.PixelData = np.ascontiguousarray(image).tobytes()
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, data, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels and has none."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    end = b"IEND" + b""
+    chunks = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (body, end))
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.fixture
+def models() -> FakeModels:
+    return FakeModels()
+
+
+@pytest.fixture
+def client(models: FakeModels) -> Iterator[TestClient]:
+    with TestClient(fake_app(models=models), raise_server_exceptions=False) as client:
+        yield client
+
+
+def form(image: bytes | None = None, **fields: object) -> dict[str, object]:
+    return {"files": {"image": ("x", image or xray())}, "data": {name: str(value) for name, value in fields.items()}}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
+def test_a_report_comes_with_its_keywords_in_pixels_of_the_upload(client: TestClient, kind: str) -> None:
+    image = dicom() if kind == "DICOM" else xray(kind)
+    answer = client.post("/v1/report", **form(image, seed=0)).json()
+    assert answer["report"] == REPORT and answer["status"] == "ok" and len(answer["image_tokens"]) == TOKENS
+    size = answer["image"]
+    expected = (100, 100) if kind == "DICOM" else Image.open(io.BytesIO(image)).size
+    assert (size["width"], size["height"]) == expected
+    assert answer["keywords"][0]["box"] == pytest.approx([0.1 * size["width"], 0.6 * size["height"],
+                                                          0.4 * size["width"], 0.9 * size["height"]])  # fmt: skip
+    assert answer["match"] is None
+
+
+def test_explained_words_stand_where_the_report_has_them(client: TestClient) -> None:
+    answer = client.post("/v1/report", **form(explain=True)).json()
+    words = answer["match"]["words"]
+    assert [REPORT[w["start"] : w["end"]] for w in words] == [w["text"] for w in words]
+    preview = decode_png(base64.b64decode(answer["preview"]))
+    assert max(preview.shape) == CANVAS, "the padding of the canvas is cut away"
+
+
+def test_a_report_streams_keywords_words_and_then_everything(client: TestClient) -> None:
+    answer = client.post("/v1/report", headers={"Accept": "text/event-stream"}, **form())
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)
+    assert [name for name, _ in events] == ["keywords", *["word"] * len(REPORT.split()), "report"]
+    assert "".join(json.loads(data) for name, data in events if name == "word") == REPORT
+    assert json.loads(events[-1][1])["report"] == REPORT
+
+
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: TestClient, models: FakeModels) -> None:
+    models.failing["report"] = [ValueError("secret text")]
+    answer = client.post("/v1/report", headers={"Accept": "text/event-stream"}, **form())
+    name, data = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)[-1]
+    assert name == "problem" and json.loads(data)["status"] == 422 and "secret" not in data
+
+
+def test_an_image_comes_as_json_or_as_a_picture(client: TestClient) -> None:
+    body = {"report": REPORT, "seed": 3}
+    answer = client.post("/v1/image", json=body).json()
+    picture = client.post("/v1/image", json=body, headers={"Accept": "image/png"})
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.content == base64.b64decode(answer["png"])
+    assert decode_png(picture.content).shape == (CANVAS, CANVAS)
+    assert answer["keypatches"][0]["word"] == "effusion" and answer["image_tokens"][0] == 3
+
+
+def test_a_cycle_starts_from_either_side(client: TestClient) -> None:
+    there = client.post("/v1/cycle", **form()).json()
+    assert there["start"] == "image" and there["image"]["report"] == there["report"]["report"]
+    back = client.post("/v1/cycle", json={"report": REPORT}).json()
+    assert back["start"] == "report" and back["report"]["image"] == {"width": CANVAS, "height": CANVAS}
+
+
+def test_match_and_retrieve(client: TestClient) -> None:
+    match = client.post("/v1/match", **form(report=REPORT)).json()
+    assert len(match["similarity"]) == len(match["words"]) and len(match["similarity"][0]) == len(match["boxes"])
+    assert len(client.post("/v1/retrieve", **form(k=2)).json()["hits"]) == 2
+    found = client.post("/v1/retrieve", json={"report": REPORT}).json()
+    assert (found["indexed"], found["split"]) == (3, "test")
+
+
+def test_a_service_without_an_index_says_so() -> None:
+    client = TestClient(fake_app(Settings(index_studies=0)))
+    assert client.post("/v1/retrieve", json={"report": REPORT}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status", "says"),
+    [
+        ("nothing", b"", 422, "zero-byte"),
+        ("text", b"hello, I am a text", 415, "not an image"),
+        ("a zip", b"PK\x03\x04" + bytes(200), 415, "not a JPEG, PNG or DICOM"),
+        ("a truncated JPEG", xray("JPEG")[:900], 422, "truncated"),
+        ("a truncated PNG", xray()[:900], 422, "truncated"),
+        ("a bomb of 20,000 x 20,000", png_header(20_000, 20_000), 413, "exceeds"),
+    ],
+)
+def test_a_file_that_is_no_usable_image_is_refused(
+    client: TestClient, name: str, data: bytes, status: int, says: str
+) -> None:
+    answer = client.post("/v1/report", files={"image": ("x", data)})
+    assert answer.status_code == status, name
+    assert answer.headers["content-type"] == PROBLEM and says in answer.json()["detail"]
+
+
+def test_an_ankle_is_refused_and_named(client: TestClient) -> None:
+    answer = client.post("/v1/report", **form(dicom(part="EXTREMITY")))
+    assert answer.status_code == 422 and "not a chest view" in answer.json()["detail"]
+
+
+def test_a_dicom_without_pixels_or_with_300_nested_sequences_is_answered(client: TestClient) -> None:
+    assert client.post("/v1/report", **form(dicom(pixels=False))).status_code == 422
+    assert client.post("/v1/report", **form(dicom(nested=300))).status_code in (200, 422)
+    assert client.post("/v1/report", **form()).status_code == 200
+
+
+def test_a_deflated_dicom_may_not_inflate_a_thousandfold() -> None:
+    client = TestClient(fake_app(Settings(max_megapixels=1)))
+    small = dicom(syntax="1.2.840.10008.1.2.1.99")
+    assert client.post("/v1/report", **form(small)).status_code == 200
+    body = small.index(b"1.2.840.10008.1.2.1.99")
+    start = 132 + 12 + struct.unpack("<I", small[140:144])[0]
+    assert body < start
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = packer.compress(bytes(64 << 20)) + packer.flush()
+    answer = client.post("/v1/report", **form(small[:start] + packed))
+    assert answer.status_code == 413 and "deflated" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status"),
+    [
+        ("/v1/image", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400),
+        ("/v1/image", {"json": {"report": "  ... "}}, 422),
+        ("/v1/image", {"json": {"report": "effusion\x00"}}, 422),
+        ("/v1/image", {"json": {"report": "effusion", "sede": 1}}, 422),
+        ("/v1/image", {"json": {"report": "effusion", "seed": -1}}, 422),
+        ("/v1/image", {"json": {"report": "effusion", "seed": 2**60}}, 422),
+        ("/v1/image", {"json": {"report": "effusion " * 120_000}}, 413),
+        ("/v1/image", {"content": b'{"report": "\\ud800 lung"}', "headers": {"Content-Type": "application/json"}}, 400),
+        ("/v1/image", {"content": b"a report", "headers": {"Content-Type": "text/plain"}}, 415),
+        ("/v1/image", {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400),
+        ("/v1/report", {"json": {}}, 415),
+        ("/v1/report", {"content": b"xx", "headers": {"Content-Type": "multipart/form-data"}}, 400),
+        ("/v1/report", {"content": b"--b\r\nx", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400),
+        ("/v1/report", {"data": {"seed": "1"}, "files": {"picture": ("x", b"x")}}, 422),
+        ("/v1/report", {"files": [("image", ("x", b"x")), ("image", ("y", b"y"))]}, 400),
+        ("/v1/report", {"files": {"image": ("x", xray())}, "data": {"seed": "one"}}, 422),
+        ("/v1/match", {"files": {"image": ("x", xray())}}, 422),
+        ("/v1/retrieve", {"json": {"report": "effusion", "k": 5000}}, 422),
+        ("/v1/nothing", {"json": {}}, 404),
+        ("/v1/models", {"json": {}}, 405),
+    ],
+)
+def test_a_bad_request_is_a_problem_that_repeats_nothing(
+    client: TestClient, path: str, options: dict[str, object], status: int
+) -> None:
+    answer = client.post(path, **options)  # type: ignore[arg-type]
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    problem = answer.json()
+    assert problem["status"] == status and problem["request_id"] == answer.headers["X-Request-ID"]
+    assert "effusion" not in answer.text
+
+
+def test_a_body_over_the_limit_is_refused_said_or_not() -> None:
+    client = TestClient(fake_app(Settings(max_upload_mb=1)))
+    assert client.post("/v1/report", **form(bytes(2 << 20))).status_code == 413
+
+    def unannounced() -> Iterator[bytes]:
+        for _ in range(64):
+            yield bytes(1 << 16)
+
+    answer = client.post("/v1/image", content=unannounced(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_a_request_id_is_kept_where_it_is_harmless(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"X-Request-ID": "ward-7.42"}).headers["X-Request-ID"] == "ward-7.42"
+    assert client.get("/healthz", headers={"X-Request-ID": "a b" * 99}).headers["X-Request-ID"] != "a b" * 99
+
+
+def test_a_token_is_asked_for_where_one_is_set() -> None:
+    client = TestClient(fake_app(Settings.model_validate({"token": "open sesame"})))
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.get("/v1/models", headers={"Authorization": "Bearer open sesame"}).status_code == 200
+    assert client.get("/healthz").status_code == client.get("/").status_code == 200
+    assert "open sesame" not in repr(Settings.model_validate({"token": "open sesame"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(BackPressureError(9, 8), 503), (ActorDiedError(), 503), (ValueError("no word"), 422), (KeyError("x"), 500)],
+)
+def test_a_failing_model_is_a_problem_a_client_can_act_on(
+    client: TestClient, models: FakeModels, error: Exception, status: int
+) -> None:
+    models.failing["keypatches"] = [error, error]
+    answer = client.post("/v1/image", json={"report": REPORT})
+    assert answer.status_code == status and answer.headers["content-type"] == PROBLEM
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    assert "no word" not in answer.text
+
+
+def test_a_replica_that_died_is_asked_again_elsewhere(client: TestClient, models: FakeModels) -> None:
+    models.failing["image"] = [ActorDiedError()]
+    assert client.post("/v1/image", json={"report": REPORT}).status_code == 200
+
+
+def test_more_requests_than_fit_are_told_to_come_back(models: FakeModels) -> None:
+    models.delay = 0.5
+    statuses: list[int] = []
+    with TestClient(fake_app(Settings(max_requests=2), models)) as client:
+
+        def ask() -> None:
+            answer = client.post("/v1/image", json={"report": REPORT})
+            statuses.append(answer.status_code)
+            assert answer.status_code == 200 or answer.headers["Retry-After"] == "1"
+
+        threads = [threading.Thread(target=ask) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [200, 200, 429, 429, 429]
+        assert client.post("/v1/image", json={"report": REPORT}).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_a_timeout(models: FakeModels) -> None:
+    models.delay = 5.0
+    client = TestClient(fake_app(Settings(timeout_s=0.1), models))
+    assert client.post("/v1/image", json={"report": REPORT}).status_code == 504
+
+
+def test_health_readiness_and_counters(client: TestClient, models: FakeModels) -> None:
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+    models.failing["ready"] = [ActorDiedError()] * 2
+    answer = client.get("/readyz")
+    assert answer.status_code == 503 and "not ready" in answer.json()["deployments"].values()
+    client.post("/v1/image", json={"report": REPORT})
+    text = client.get("/metrics").text
+    assert 'adamatch_requests_total{method="POST",route="/v1/image",status="200"} 1.0' in text
+    assert 'adamatch_step_seconds_count{step="draw"} 1.0' in text and "effusion" not in text
+
+
+def test_samples_are_phantoms_with_their_findings(client: TestClient) -> None:
+    samples = client.get("/v1/samples").json()
+    assert len(samples) >= 4 and any("effusion" in sample["findings"] for sample in samples)
+    picture = client.get(f"/{samples[0]['url']}")
+    assert Image.open(io.BytesIO(picture.content)).size == tuple(samples[0]["image"].values())
+    assert client.get("/v1/samples/../secret.png").status_code == 404
+
+
+def test_what_is_described_is_what_is_there(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert {"/v1/report", "/v1/image", "/v1/cycle", "/v1/match", "/v1/retrieve"} <= set(schema["paths"])
+    for path in ("/v1/report", "/v1/image"):
+        assert {"400", "413", "415", "422", "429", "503", "504"} <= set(schema["paths"][path]["post"]["responses"])
+    assert "ProblemDetails" in schema["components"]["schemas"]
+
+
+def test_no_page_may_run_what_this_service_did_not_send(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        page = client.get(path)
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+        assert not re.search(r"<script(?![^>]*src=)|\sstyle=|\son\w+=|https?://", page.text), path
+    assert "Research use only" in client.get("/").text
+
+
+def test_logs_hold_no_report(client: TestClient, models: FakeModels, caplog: pytest.LogCaptureFixture) -> None:
+    models.failing["keypatches"] = [KeyError("a secret in the report")]
+    assert client.post("/v1/image", json={"report": "a secret in the report"}).status_code == 500
+    assert "secret" not in caplog.text
