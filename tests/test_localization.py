@@ -8,8 +8,9 @@ import pytest
 from adamatch_ray.artifacts import Root
 from adamatch_ray.data import loading
 from adamatch_ray.data.phantom_report import FINDING_WORDS
+from adamatch_ray.engines.embedding import load_embedder
 from adamatch_ray.engines.localizing import canvas_image, localize_split
-from adamatch_ray.engines.matching import MatchingEngine, load_embedder
+from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.metrics.localization import (
     GRID,
     THRESHOLDS,
@@ -55,7 +56,7 @@ def test_iou_is_that_of_the_best_box_with_the_truth_box_it_fits_best() -> None:
 def test_known_overlaps() -> None:
     a = np.array([[0, 0, 2, 2], [1, 1, 1, 1]], dtype=float)
     b = np.array([[1, 1, 3, 3], [0, 0, 2, 2], [1, 1, 1, 1]], dtype=float)
-    np.testing.assert_allclose(box_iou(a, b), [[1 / 7, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(box_iou(a, b), [[1 / 7, 1.0, 0.0], [0.0, 0.0, 0.0]])
 
 
 def test_mean_iou_counts_each_threshold() -> None:

@@ -12,8 +12,9 @@ import torch
 from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
 from adamatch_ray.data import loading
+from adamatch_ray.engines.embedding import load_embedder
 from adamatch_ray.engines.localizing import canvas_image
-from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine, load_embedder
+from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import box_iou
 

@@ -1,6 +1,6 @@
 """Studies with known places to rows of `metrics.localization`: phantoms by their boxes, MS-CXR by its phrases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ import numpy as np
 from adamatch_ray.artifacts import Stage
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
+from adamatch_ray.data.ms_cxr import PhraseAnnotation
 from adamatch_ray.data.phantom_report import FINDING_WORDS
 from adamatch_ray.engines.matching import Match, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import LocalizedPhrase, locate
 
-COLUMNS = ["study_id", "report", "image", "height", "width", "boxes"]
+COLUMNS = ["study_id", "dicom_id", "report", "image", "height", "width", "boxes"]
 
 
 def localize_split(engine: MatchingEngine, studies: Stage, split: str, batch_size: int = 64) -> list[LocalizedPhrase]:
@@ -24,6 +25,25 @@ def localize_split(engine: MatchingEngine, studies: Stage, split: str, batch_siz
         matches = engine.match([canvas_image(study) for study in batch], [study["report"] for study in batch])
         for study, match in zip(batch, matches, strict=True):
             rows += _mentions(study, match)
+    return rows
+
+
+def localize_phrases(
+    engine: MatchingEngine, studies: Stage, split: str, annotations: Sequence[PhraseAnnotation], batch_size: int = 64
+) -> list[LocalizedPhrase]:
+    """Each annotation whose image the split has, a row; the phrase is read alone, its map is the mean of its words'."""
+    phrases: dict[str, list[PhraseAnnotation]] = {}
+    for annotation in annotations:
+        phrases.setdefault(annotation.dicom_id, []).append(annotation)
+    rows: list[LocalizedPhrase] = []
+    for batch in _batches(studies, split, batch_size):
+        pairs = [(study, phrase) for study in batch for phrase in phrases.get(study["dicom_id"], ())]
+        matches = engine.match([canvas_image(study) for study, _ in pairs], [phrase.phrase for _, phrase in pairs])
+        for (study, phrase), match in zip(pairs, matches, strict=True):
+            if match.words:
+                size = study["height"], study["width"]
+                score = locate(match.similarity_NP.mean(0), match.boxes_P4, phrase.boxes_on(*size), *size)
+                rows.append(LocalizedPhrase(study["study_id"], phrase.finding, phrase.phrase, score))
     return rows
 
 

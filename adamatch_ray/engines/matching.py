@@ -4,9 +4,7 @@ A similarity is a cosine of normalised features. Where something is, the image h
 one, where the model has it). Nothing is changed by a call, so threads may share an engine.
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
@@ -17,10 +15,9 @@ from torch import Tensor
 
 from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
-from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
+from adamatch_ray.engines.embedding import Embedder, ReportWord, load_embedder, whole_words
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import box_iou
-from adamatch_ray.models import adamatch
 
 Box = tuple[float, float, float, float]
 """xyxy in pixels of an original image."""
@@ -208,15 +205,6 @@ class MatchingEngine:
         tokenizer = self.embedder.tokenizer
         with self._tokenizing:
             return tokenizer.unk_token not in tokenizer.tokenize(word.lower())
-
-
-def load_embedder(root: Root, device: str = "cpu") -> Embedder:
-    """The AdaMatch of a root on a device. Raises ValueError naming the job while there is none."""
-    stage = root.stage("adamatch")
-    stage.require()
-    with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = adamatch.load(stage.download("model", Path(folder)))
-    return Embedder(model.to(device), tokenizer, torch.device(device))
 
 
 def _is_blank(image: CanvasImage) -> bool:
