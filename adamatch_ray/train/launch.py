@@ -22,12 +22,13 @@ def fit_stage(
     *,
     score: str,
     per_epoch: int = 0,
+    files: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Run a training loop on the workers, publish its best checkpoint's model, commit the stage; the job's answer.
 
     score: the reported metric whose highest value marks the best checkpoint. per_epoch: steps of an epoch, where a
-    step is not a batch of studies. Raises ValueError when an earlier run of this name had other settings, RuntimeError
-    when fewer steps ran than asked, unless the loop reported `out_of_time`.
+    step is not a batch of studies. files: rows of further files of the stage. Raises ValueError when an earlier run of
+    this name had other settings, RuntimeError when fewer steps ran than asked, unless the loop reported `out_of_time`.
     """
     scale = run.config.scale
     if not per_epoch:
@@ -53,7 +54,7 @@ def fit_stage(
     with best.as_directory() as folder:
         run.stage.upload(Path(folder) / "model", "model")
     figures = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
-    return run.finish({"steps": steps, **figures})
+    return run.finish({"steps": steps, **figures}, files=files)
 
 
 def _fit(

@@ -1,0 +1,108 @@
+"""What is settled before the language model is tuned: its tokenizer, its layout, and that all inputs fit (METHOD 4)."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from adamatch_ray.artifacts import Root, Stage
+from adamatch_ray.codebooks import TextualCodebook
+from adamatch_ray.config import LLMStage
+from adamatch_ray.data import loading
+from adamatch_ray.engines.image_tokens import fingerprint, load_pretrained
+from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
+from adamatch_ray.models.llm import check_fit
+from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
+from adamatch_ray.train.llm_tuner import refuse_other_workers
+
+
+def plan_llm(root: Root, stage: LLMStage) -> TokenLayout:
+    """Lay the tokenizer down under `llm/tokenizer` for all workers; the layout of the vocabulary.
+
+    Raises ValueError naming both sides: the token cache is of another VQ-GAN, the tokenizer does not fit the
+    checkpoint, or its context is too short for one image.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_pretrained(root.stage("vqgan").download("model", Path(folder)))
+    quantizer, codes, grid = fingerprint(model), model.config.codes, (model.config.grid, model.config.grid)
+    _check_cache(root, quantizer)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = _tokenizer(root, stage, folder)
+        context = stage.context
+        if stage.name_or_path:
+            checkpoint = AutoConfig.from_pretrained(stage.name_or_path)
+            context = int(checkpoint.max_position_embeddings)
+            if getattr(checkpoint, "image_codes", None) is None:
+                check_fit(tokenizer, int(checkpoint.vocab_size))
+        layout = make_layout(tokenizer, codes, grid, context, quantizer)
+        _check_context(tokenizer, layout, stage)
+        tokenizer.save_pretrained(folder)
+        root.stage("llm").upload(Path(folder), "tokenizer")
+    return layout
+
+
+def check_resume(stage: Stage, run_name: str, resume: str, workers: int, zero_stage: int) -> None:
+    """Refuse, before anything runs, a checkpoint that other workers or another ZeRO stage wrote."""
+    if resume not in ("auto", "never"):
+        file = Path(resume) / "progress.json"
+        if not file.is_file():
+            raise ValueError(f"--resume {resume}: no checkpoint of tune_llm, it has no progress.json")
+        refuse_other_workers(json.loads(file.read_text()), workers, zero_stage, resume)
+    elif resume == "auto":
+        for name in _checkpoints(stage, f"training/{run_name}"):
+            if (text := stage.read_text(f"{name}/progress.json")) is not None:
+                refuse_other_workers(json.loads(text), workers, zero_stage, f"{stage.uri}/{name}")
+
+
+def _tokenizer(root: Root, stage: LLMStage, folder: str) -> PreTrainedTokenizerBase:
+    """That of the checkpoint, or one trained on what prompts and reports of the train split say."""
+    if stage.name_or_path:
+        return prepare_tokenizer(stage.name_or_path)
+    return train_bpe_tokenizer(_texts(root), stage.vocab_size, folder, prompt_phrases())
+
+
+def _texts(root: Root) -> Iterator[str]:
+    for table in loading.read_split(root.stage("studies"), "train", ["report"]):
+        yield from table["report"].to_pylist()
+    # As a prompt lists them: the first without a space before it, the others with one.
+    words = [entity.text for entity in TextualCodebook.load(root.stage("codebooks")).entities]
+    for word in words:
+        yield f"{word}, {word}"
+
+
+def _check_cache(root: Root, quantizer: str) -> None:
+    tokens = root.stage("tokens")
+    for name in tokens.require().files:
+        if not name.startswith(("train/", "validate/")):
+            continue
+        footer: dict[bytes, bytes] = pq.read_metadata(f"{tokens.path}/{name}", filesystem=tokens.filesystem).metadata
+        found = (footer or {}).get(b"model", b"unknown").decode()
+        if found != quantizer:
+            raise ValueError(
+                f"{tokens.uri}/{name} holds tokens of VQ-GAN {found}, {root.uri}/vqgan is {quantizer}: "
+                f"run python jobs/cache_tokens.py --root {root.uri} --overwrite"
+            )
+
+
+def _check_context(tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, stage: LLMStage) -> None:
+    builder = InstructionBuilder(tokenizer, layout, stage.instructions)
+    blank = np.zeros(layout.image_tokens, dtype=np.uint16)
+    needed = max(len(builder.report_prompt(blank, [])), len(builder.image_prompt("", [])) + layout.image_tokens)
+    if needed >= layout.context:
+        name = stage.name_or_path or "--llm.context"
+        raise ValueError(
+            f"a prompt with one image of {layout.image_tokens} tokens takes {needed}, the context of {name} is "
+            f"{layout.context}: use a longer one, or a VQ-GAN with fewer tokens"
+        )
+
+
+def _checkpoints(stage: Stage, folder: str) -> list[str]:
+    selector = pafs.FileSelector(f"{stage.path}/{folder}", allow_not_found=True)
+    found: list[Any] = stage.filesystem.get_file_info(selector)
+    return sorted(f"{folder}/{info.base_name}" for info in found if info.type == pafs.FileType.Directory)

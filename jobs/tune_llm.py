@@ -1,0 +1,40 @@
+"""usage: python jobs/tune_llm.py [options]
+
+Tune the language model on both directions, X-ray to report and report to X-ray, with DeepSpeed; export it merged.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.stages import StageRun
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Check the inputs, make the hints, tune on the workers, then commit the best checkpoint's model."""
+    run = StageRun(parse_command_line(arguments, __doc__ or ""), "llm")
+    if (answer := run.begin()) is not None:
+        return answer
+    from adamatch_ray.model_config import to_json
+    from adamatch_ray.train.cluster import start_ray
+    from adamatch_ray.train.deepspeed_config import deepspeed_config
+    from adamatch_ray.train.hints import make_hints
+    from adamatch_ray.train.launch import fit_stage
+    from adamatch_ray.train.llm import SCORE, llm_loop, steps_per_epoch
+    from adamatch_ray.train.llm_plan import check_resume, plan_llm
+    from adamatch_ray.train.llm_records import record_shards
+
+    stage, workers = run.config.llm, run.config.scale.workers
+    deepspeed_config(stage, workers, "cuda" if run.config.scale.gpu else "cpu")
+    if not run.command.overwrite:
+        check_resume(run.stage, run.command.run_name, run.command.resume, workers, stage.deepspeed.stage)
+    layout = plan_llm(run.root, stage)
+    per_epoch = steps_per_epoch(record_shards(run.root, "train"), stage, workers)
+    start_ray(run.config.scale, dashboard=True)
+    files = make_hints(run)
+    run.stage.write_bytes("instructions.json", to_json(stage.instructions).encode())
+    return fit_stage(run, llm_loop, stage.train, {"layout": layout}, score=SCORE, per_epoch=per_epoch, files=files)
+
+
+if __name__ == "__main__":
+    run_as_command(main)
