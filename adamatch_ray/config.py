@@ -233,6 +233,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class GalleryConfig:
+    """Which studies are drawn."""
+
+    split: Literal["train", "validate", "test"] = option("test", "split that is drawn")
+    studies: int = option(12, "its first so many studies")
+
+
+@dataclass(frozen=True)
 class ScaleConfig:
     """Workers and what each one holds."""
 
@@ -259,6 +267,7 @@ class RunConfig:
     llm: LLMStage = field(default_factory=LLMStage)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gallery: GalleryConfig = field(default_factory=GalleryConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 
