@@ -12,6 +12,8 @@ from adamatch_ray.artifacts import JOBS, Manifest, Root, fingerprint, flatten
 from adamatch_ray.cli import CommandLine
 from adamatch_ray.config import EvaluateConfig, section, to_yaml
 from adamatch_ray.lease import Lease
+from adamatch_ray.planning import default_hardware, describe_plan, expected_counts
+from adamatch_ray.stage_plans import plan_stage
 
 PARENTS = {
     "studies": (),
@@ -146,6 +148,15 @@ class StageRun:
             print(f"# parent {name}: {state}")
         kind = "GPU" if scale.gpu else "CPU"
         print(f"# {scale.workers} {kind} worker(s), {scale.cpus_per_worker} CPUs each, {scale.loaders} loader(s) each")
+        studies, done = self.root.stage("studies").manifest(), self.stage.manifest()
+        hardware = default_hardware(self.config)
+        try:
+            counts = expected_counts(self.config, studies.rows if studies else None)
+            plan = plan_stage(self.name, self.config, counts, hardware)
+        except ValueError as error:  # a plan that cannot be reckoned is no mistake of the user's
+            print(f"# no prediction: {error}")
+        else:
+            print("\n".join(f"# {line}" for line in describe_plan(plan, hardware, done.seconds if done else None)))
         return {"stage": self.name, "status": "planned", "output": self.stage.uri, "seconds": 0.0}
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config", "cli", "schema", "artifacts", "geometry", "model_config", "__init__"})
-    | frozenset({"lease", "planning", "stages"}),
+    | frozenset({"arithmetic", "lease", "planning", "stage_plans", "stages"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics", "measure"}),
     frozenset({"data"}),
     frozenset({"engines"}),
