@@ -1,52 +1,107 @@
 """usage: python jobs/evaluate.py [options]
 
-Score AdaMatch on a split: image-report retrieval, R@1/5/10 in both directions under three named protocols.
+Score a split with every table of the paper: retrieval, reports, images, localization and cycle consistency.
+Ours, or anyone's: --evaluate.predictions FILE. Writes metrics.json, table.md and report.html into metrics/.
 """
 
-import json
-from collections.abc import Sequence
-from typing import Any
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
 from adamatch_ray.stages import StageRun
 
+if TYPE_CHECKING:
+    from adamatch_ray.config import ScaleConfig
+    from adamatch_ray.data.predictions import Encoded
+    from adamatch_ray.evaluation.evaluator import Spread
+    from adamatch_ray.evaluation.image_meter import ImageMeter, Measured, MeterSettings
+    from adamatch_ray.evaluation.images import Measure
+
+SPREAD_FROM = 2000
+"""Images from which actors pay for their start; the figures are the same either way."""
+
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """Embed the split, score every pair by blocks, write `metrics/retrieval.json`."""
+    """Score the asked tables and commit the files that hold them."""
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "metrics")
+    options = run.config.evaluate
+    if options.predictions and not run.command.dry_run:  # other rows under the same name are other predictions
+        run.settings["predictions"] = _digest(options.predictions)
     if (answer := run.begin()) is not None:
         return answer
-    import tempfile
-    from pathlib import Path
+    from adamatch_ray.evaluation.evaluator import Evaluator
 
-    import torch
+    device = "cuda" if run.config.scale.gpu else "cpu"
+    evaluator = Evaluator(run.root, options, device, _spread(run.config.scale))
+    summary = evaluator.run()
+    for name, data in evaluator.files.items():
+        run.stage.write_bytes(name, data)
+    run.stage.keep_only(evaluator.files)
+    print(f"metrics: {run.stage.uri}/report.html", file=sys.stderr)
+    full = evaluator.tables.get("retrieval", {}).get("full", {})
+    figures = {name: round(value, 2) for name, value in full.items()}
+    figures |= {row["measure"]: round(row["value"], 4) for row in summary["headlines"] if row["table"] != "retrieval"}
+    return run.finish(figures, {"studies": len(evaluator.split.studies)})
 
-    from adamatch_ray.engines.embedding import embed_split
-    from adamatch_ray.metrics import retrieval
-    from adamatch_ray.models import adamatch
 
-    options = run.config.evaluate
-    folder = run.root.stage("adamatch").download("model", Path(tempfile.mkdtemp(prefix="adamatch-")))
-    model, tokenizer = adamatch.load(folder)
-    model.to("cuda" if run.config.scale.gpu else "cpu")
-    with torch.inference_mode():
-        split = embed_split(model, tokenizer, run.root.stage("studies"), options.split, options.batch_size)
-    scores = retrieval.score_pairs(split.heads, split.word_IND, split.mask_IN)
-    source = run.root.stage("studies").require().config["data"]["source"]
-    full = retrieval.recall_full(scores, split.reports)
-    result = {
-        "split": options.split,
-        "studies": len(split.reports),
-        "data": source + (" (synthetic, not clinical)" if source == "phantom" else ""),
-        "full": full,
-        "chance": retrieval.chance_full(split.reports),
-        f"candidates_{min(options.candidates, len(split.reports))}": retrieval.recall_candidates(
-            scores, split.reports, options.candidates
-        ),
-        "released": retrieval.recall_released(scores),
-    }
-    run.stage.write_bytes("retrieval.json", (json.dumps(result, indent=2) + "\n").encode())
-    return run.finish({name: round(value, 2) for name, value in full.items()}, rows={"studies": len(split.reports)})
+def _digest(path: str) -> str:
+    from adamatch_ray.data import sources
+
+    if not sources.exists(path):
+        raise ValueError(f"--evaluate.predictions {path}: no such file")
+    with sources.open_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def _spread(scale: "ScaleConfig") -> "Spread":
+    """Measure here what is little, and on actors what is much, in the same batches and the same order."""
+
+    def make(meter: "ImageMeter", settings: "MeterSettings") -> "Measure":
+        from adamatch_ray.evaluation import image_meter
+
+        def measure(images: "Sequence[Encoded]") -> "Measured":
+            batches = list(image_meter.batches(images))
+            parts = map(meter, batches) if len(images) < SPREAD_FROM else _on_actors(settings, batches, scale)
+            return image_meter.join(list(_shown(parts, len(batches))))
+
+        return measure
+
+    return make
+
+
+def _on_actors(settings: "MeterSettings", batches: "list[Sequence[Encoded]]", scale: "ScaleConfig") -> Iterator[Any]:
+    import os
+
+    import ray
+    from ray.util import ActorPool
+
+    from adamatch_ray.evaluation.image_meter import ImageMeter
+    from adamatch_ray.train.cluster import start_ray
+
+    start_ray(scale)
+    count = scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)
+    remote = ray.remote(
+        num_cpus=scale.cpus_per_worker, num_gpus=int(scale.gpu), max_restarts=scale.max_failures, max_task_retries=-1
+    )(ImageMeter)
+    actors = [remote.remote(settings) for _ in range(min(count, len(batches)))]
+    yield from ActorPool(actors).map(lambda actor, batch: actor.__call__.remote(batch), batches)
+    for actor in actors:
+        ray.kill(actor)
+
+
+def _shown(parts: Iterable[Any], total: int) -> Iterator[Any]:
+    """Pass batches on and tell about every five seconds how far it is."""
+    began = shown = time.monotonic()
+    for number, part in enumerate(parts, start=1):
+        yield part
+        now = time.monotonic()
+        if now - shown > 5:
+            shown = now
+            left = (now - began) / number * (total - number)
+            print(f"metrics: images, batch {number}/{total} · ETA {left:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,11 @@ def recall_full(scores: PairScores, reports: Sequence[str]) -> dict[str, float]:
     }
 
 
+def recall_rows(name: str, scores: Scores, reports: Sequence[str]) -> dict[str, float]:
+    """R@K in percent of rows whose own candidate has their number; identical reports are hits of each other."""
+    return _recall(name, _ranks(scores, np.unique([report.lower() for report in reports], return_inverse=True)[1]))
+
+
 def recall_candidates(scores: PairScores, reports: Sequence[str], candidates: int, seed: int = 0) -> dict[str, float]:
     """`recall_full` among a seeded draw of at most `candidates` studies."""
     count = len(reports)

@@ -1,0 +1,182 @@
+"""What a system says of a split: our own `generations/`, or anyone's table of reports and image files, by study id.
+
+Other systems are scored by the same code as ours: a CSV, JSON-lines or parquet file with a study id and a report
+column, an image column, or both is enough.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from adamatch_ray.artifacts import Stage
+from adamatch_ray.data import sources
+from adamatch_ray.data.images import BadImage, Pixels, decode, to_canvas
+
+Encoded = bytes | str
+"""The bytes of an image file, or its path or URL."""
+
+
+class Key(NamedTuple):
+    """Whom a prediction is for; an empty `dicom_id` stands for every image of the study."""
+
+    study_id: str
+    dicom_id: str = ""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Reports and images by study. A whole column is None where the source has none such.
+
+    A study whose report or image failed or is empty is not in its column: it then counts as missing.
+    """
+
+    source: str
+    reports: dict[Key, str] | None = None
+    images: dict[Key, Encoded] | None = None
+    cycle_reports: dict[Key, str] | None = None
+    cycle_images: dict[Key, Encoded] | None = None
+    split: str = ""
+    """The split they are of, where the source says so."""
+    limit: int = 0
+    """How many studies of the split were asked for, from its beginning; 0: all."""
+
+
+def read_generations(stage: Stage) -> Predictions:
+    """The rows of a finished `generations/` stage. A direction that was not generated leaves its columns None."""
+    manifest = stage.require()
+    options = manifest.config["generate"]
+    columns: dict[str, dict[Key, Any] | None] = {}
+    for direction, first, second in (
+        ("cxr_to_report", "reports", "cycle_images"),
+        ("report_to_cxr", "images", "cycle_reports"),
+    ):
+        names = sorted(name for name in manifest.files if name.startswith(f"{direction}/"))
+        if not names:
+            continue
+        rows = [row for name in names for row in _generated(stage, name)]
+        source, cycled = ("report", "cycle_image") if direction == "cxr_to_report" else ("image", "cycle_report")
+        columns[first] = _by_key(((_key(row), row[source]) for row in rows), stage.uri)
+        if options["cycle"]:
+            columns[second] = _by_key(((_key(row), row[cycled]) for row in rows), stage.uri)
+    split = "" if options["manifest"] else options["split"]
+    return Predictions(stage.uri, **columns, split=split, limit=options["limit"])
+
+
+def read_predictions(path: str, id_column: str, report_column: str, image_column: str) -> Predictions:
+    """Anyone's predictions from a .csv(.gz), .jsonl/.ndjson or .parquet file.
+
+    Image paths are relative to the file. A column `dicom_id` is read where there is one. Empty text, null and NaN are
+    no prediction. Raises ValueError for a missing column, an id that occurs twice, or a value that is no text.
+    """
+    rows = list(_rows(path))
+    found = dict.fromkeys(name for row in rows for name in row)
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    if id_column not in found or not {report_column, image_column} & found.keys():
+        raise ValueError(
+            f"{path} needs a column {id_column} and one of {report_column} and {image_column}; it has "
+            f"{', '.join(found)}. Name yours: --evaluate.id_column, --evaluate.report_column, --evaluate.image_column"
+        )
+    keys = [Key(_identifier(row.get(id_column), path), _identifier(row.get("dicom_id", ""), path)) for row in rows]
+    if blank := sum(not key.study_id for key in keys):
+        raise ValueError(f"{path}: {blank} rows have no {id_column}")
+
+    def column(name: str) -> dict[Key, str] | None:
+        if name not in found:
+            return None
+        return _by_key(((key, _text(row.get(name), name, path)) for key, row in zip(keys, rows, strict=True)), path)
+
+    images = column(image_column)
+    folder = path.rpartition("/")[0] or "."
+    located: dict[Key, Encoded] | None = None
+    if images is not None:
+        located = {key: name if _is_absolute(name) else sources.join(folder, name) for key, name in images.items()}
+    return Predictions(path, column(report_column), located)
+
+
+def load_canvas(image: Encoded, canvas: int) -> Pixels:
+    """A predicted image as uint8 [canvas, canvas]. Raises BadImage where there is no readable one."""
+    if isinstance(image, str):
+        if not sources.exists(image):
+            raise BadImage("no such image file")
+        with sources.open_file(image) as stream:
+            image = stream.read()
+    decoded = decode(image, max_side=canvas)
+    if decoded.pixels.shape == (canvas, canvas):
+        return np.asarray(decoded.pixels)
+    return to_canvas(decoded, canvas)
+
+
+def _generated(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
+    wanted = ["study_id", "dicom_id", "report", "image", "cycle_report", "cycle_image", "status"]
+    table = pq.read_table(f"{stage.path}/{name}", columns=wanted, filesystem=stage.filesystem)
+    yield from table.to_pylist()
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return Key(row["study_id"], row["dicom_id"] or "")
+
+
+def _by_key(items: Iterable[tuple[Key, Any]], source: str) -> dict[Key, Any]:
+    """Values that are there by key. Raises ValueError for a key that occurs twice, whether it has a value or not."""
+    values: dict[Key, Any] = {}
+    for key, value in items:
+        if key in values:
+            named = " image ".join(part for part in key if part)
+            raise ValueError(f"{source}: study {named} occurs more than once; keep one row a study")
+        values[key] = value
+    return {key: value for key, value in values.items() if value}
+
+
+def _rows(path: str) -> Iterator[dict[str, Any]]:
+    if not sources.exists(path):
+        raise ValueError(f"--evaluate.predictions {path}: no such file")
+    if path.endswith((".csv", ".csv.gz")):
+        yield from sources.read_csv(path)
+    elif path.endswith((".jsonl", ".ndjson")):
+        yield from _json_lines(path)
+    elif path.endswith(".parquet"):
+        with sources.open_file(path) as stream:
+            yield from pq.read_table(io.BytesIO(stream.read())).to_pylist()
+    else:
+        raise ValueError(f"--evaluate.predictions {path}: neither .csv, .csv.gz, .jsonl, .ndjson nor .parquet")
+
+
+def _json_lines(path: str) -> Iterator[dict[str, Any]]:
+    with sources.open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: a JSON object is needed")
+            yield row
+
+
+def _identifier(value: Any, path: str) -> str:
+    if value is None or isinstance(value, str):
+        return (value or "").strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{path}: id {value!r} is neither text nor a whole number")
+
+
+def _text(value: Any, column: str, path: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{path}: column {column} holds {type(value).__name__} {value!r} where text is needed")
+    return value.strip()
+
+
+def _is_absolute(name: str) -> bool:
+    return name.startswith("/") or sources.is_remote(name)

@@ -1,0 +1,227 @@
+"""All tables of the paper for one root (METHOD 5): reads stages and predictions, returns the files of `metrics/`."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adamatch_ray.artifacts import Root
+from adamatch_ray.config import EvaluateConfig
+from adamatch_ray.data.images import decode_png
+from adamatch_ray.data.loading import read_split
+from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
+from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
+from adamatch_ray.engines.localizing import localize_split
+from adamatch_ray.engines.matching import MatchingEngine, load_embedder
+from adamatch_ray.evaluation import cycle, headline, images, localization, page, reports, split
+from adamatch_ray.evaluation.image_meter import ImageMeter, MeterSettings, niqe_fits
+from adamatch_ray.evaluation.tables import csv_table
+from adamatch_ray.metrics import retrieval
+from adamatch_ray.metrics.labeler import RuleLabeler
+from adamatch_ray.metrics.niqe import NiqeParameters
+
+Spread = Callable[[ImageMeter, MeterSettings], images.Measure]
+"""Makes the function that measures images, from a meter at hand and from what further ones are made of."""
+
+
+class NothingToScore(Exception):
+    """Why a table is left out."""
+
+
+class Evaluator:
+    """Scores the asked tables one after another; `files` holds what `metrics/` will hold, by name."""
+
+    def __init__(self, root: Root, options: EvaluateConfig, device: str, spread: Spread) -> None:
+        self.root, self.options, self.device, self.spread = root, options, device, spread
+        self.studies = root.stage("studies")
+        self.split = split.read(self.studies, options.split)
+        self.labeler = RuleLabeler()
+        self.tables: dict[str, dict[str, Any]] = {}
+        self.left_out: dict[str, str] = {}
+        self.files: dict[str, bytes] = {}
+        self.shown = page.Material(self.split)
+
+    def run(self) -> dict[str, Any]:
+        """Score, fill `files`, and return the content of metrics.json."""
+        scorers: dict[str, Callable[[], dict[str, Any]]] = {
+            "retrieval": self._retrieval,
+            "reports": self._reports,
+            "images": self._images,
+            "localization": self._localization,
+            "cycle": self._cycle,
+        }
+        for name in (name for name in scorers if name in self.options.tables):
+            print(f"metrics: {name}", file=sys.stderr)
+            try:
+                self.tables[name] = scorers[name]()
+            except NothingToScore as reason:
+                self.left_out[name] = str(reason)
+                print(f"metrics: {name} left out: {reason}", file=sys.stderr)
+                continue
+            self.files[f"{name}.json"] = _json(self.tables[name])
+        if not self.tables:
+            raise ValueError("; ".join(f"{name}: {why}" for name, why in self.left_out.items()))
+        return self._summarize()
+
+    def _summarize(self) -> dict[str, Any]:
+        rows = headline.headlines(self.tables)
+        said = headline.differences(self.tables, self.split.source)
+        title = f"AdaMatch-Cyclic on {self.split.name}"
+        summary = {
+            "title": title,
+            "split": self.split.name,
+            "studies": len(self.split.studies),
+            "data": self.split.label,
+            "use": "Research use only. Not for diagnosis.",
+            "predictions": self.predictions.source if "predictions" in self.__dict__ else None,
+            "headlines": [row._asdict() for row in rows],
+            "differences": said,
+            "left_out": self.left_out,
+            "tables": {name: {"file": f"{name}.json", **table} for name, table in self.tables.items()},
+        }
+        table = headline.markdown(rows, said, title, self.split.label, self.left_out)
+        self.files["metrics.json"] = _json(summary)
+        self.files["table.md"] = table.encode()
+        names = sorted([*self.files, "report.html"])
+        self.files["report.html"] = page.build(summary, self.shown, names).encode()
+        return summary
+
+    def _retrieval(self) -> dict[str, Any]:
+        found = self._embedded
+        scores = retrieval.score_pairs(found.heads, found.word_IND, found.mask_IN)
+        count = min(self.options.candidates, len(found.reports))
+        return {
+            "split": self.split.name,
+            "studies": len(found.reports),
+            "data": self.split.label,
+            "full": retrieval.recall_full(scores, found.reports),
+            "chance": retrieval.chance_full(found.reports),
+            f"candidates_{count}": retrieval.recall_candidates(scores, found.reports, self.options.candidates),
+            "released": retrieval.recall_released(scores),
+        }
+
+    def _reports(self) -> dict[str, Any]:
+        asked, placed = self._place("reports", self.predictions.reports)
+        meteors, absent = self._meteors
+        result, rows = reports.score(asked, placed, self.labeler, meteors, self.options.resamples, self.options.seed)
+        train = [
+            text for table in read_split(self.studies, "train", ["report"]) for text in table["report"].to_pylist()
+        ]
+        result["baseline"] = reports.baseline(asked, train, self.labeler, self.options.seed)
+        result["not_scored"] = absent
+        self.files["reports_by_study.csv"] = csv_table([row._asdict() for row in rows])
+        self.shown.reports, self.shown.report_rows = placed, rows
+        return result
+
+    def _images(self) -> dict[str, Any]:
+        asked, placed = self._place("images", self.predictions.images)
+        settings = self._meter_settings()
+        meter = ImageMeter(settings)
+        table = images.score(
+            asked,
+            split.read(self.studies, "validate"),
+            placed,
+            self.spread(meter, settings),
+            meter.name,
+            self.labeler,
+            tsne_images=self.options.tsne,
+            resamples=self.options.resamples,
+            seed=self.options.seed,
+        )
+        if settings.niqe and table.result["niqe"]:
+            table.result["niqe"]["pristine"] = settings.niqe.source
+            self.files["niqe.npz"] = _saved(settings.niqe)
+        for name, statistics in table.statistics.items():
+            self.files[f"features_{name}.npz"] = _saved(statistics)
+        if table.points:
+            self.files["tsne.json"] = _json(table.points)
+        self.files["images_by_study.csv"] = csv_table([row._asdict() for row in table.rows])
+        self.shown.images, self.shown.image_rows, self.shown.points = placed, table.rows, table.points
+        return table.result
+
+    def _localization(self) -> dict[str, Any]:
+        rows = localize_split(MatchingEngine(self._embedder), self.studies, self.split.name)
+        if not rows:
+            raise NothingToScore(f"no study of split {self.split.name} has boxes that say where its findings are")
+        self.files["localization_by_phrase.csv"] = csv_table(localization.phrase_rows(rows))
+        return localization.score(rows, self.options.resamples, self.options.seed)
+
+    def _cycle(self) -> dict[str, Any]:
+        made = self.predictions
+        if made.images is None and made.cycle_reports is None and made.cycle_images is None:
+            raise NothingToScore(f"{made.source} has neither generated images nor second reports")
+        result: dict[str, Any] = {"chance": retrieval.chance_full(self._embedded.reports)}
+        if made.cycle_reports is not None:
+            asked, placed = self._place("second reports", made.cycle_reports)
+            meteors, _ = self._meteors
+            resamples, seed = self.options.resamples, self.options.seed
+            result["second_report"] = cycle.score_reports(asked, placed, self.labeler, meteors, resamples, seed)
+        for name, column in (("generated_image", made.images), ("second_image", made.cycle_images)):
+            if column is not None:
+                asked, placed = self._place(name, column)
+                embedder, canvas = self._embedder, self._canvas
+                result[name] = cycle.score_images(asked, placed, embedder, self._embedded, canvas)
+        return result
+
+    def _place(self, what: str, column: dict[Key, Any] | None) -> tuple[split.Split, split.Placed[Any]]:
+        """The studies that predictions were asked for, and the predictions by study."""
+        if column is None:
+            raise NothingToScore(f"{self.predictions.source} has no {what}")
+        asked = self.split.first(self.predictions.limit)
+        return asked, asked.place(column)
+
+    def _meter_settings(self) -> MeterSettings:
+        options, pristine = self.options, None
+        if options.niqe:
+            pristine = NiqeParameters.load(options.niqe)
+        elif niqe_fits(self._canvas):
+            pristine = images.fit_niqe(self.studies, options.niqe_images, self.split.label)
+        return MeterSettings(
+            self.root.uri, self._canvas, self.device, options.extractor, options.extractor_weights, pristine
+        )
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Anyone's predictions where a file is named, our generations otherwise."""
+        options = self.options
+        if options.predictions:
+            return read_predictions(options.predictions, options.id_column, options.report_column, options.image_column)
+        made = read_generations(self.root.stage("generations"))
+        if made.split not in ("", options.split):
+            raise ValueError(f"{made.source} is of split {made.split}; say --evaluate.split {made.split}, or generate")
+        return made
+
+    @cached_property
+    def _meteors(self) -> Any:
+        return reports.available_meteors(self.options.meteor)
+
+    @cached_property
+    def _canvas(self) -> int:
+        return int(decode_png(self.split.studies[0].image).shape[0])
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return load_embedder(self.root, self.device)
+
+    @cached_property
+    def _embedded(self) -> SplitEmbeddings:
+        model, tokenizer = self._embedder.model, self._embedder.tokenizer
+        with torch.inference_mode():
+            return embed_split(model, tokenizer, self.studies, self.split.name, self.options.batch_size)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _saved(value: Any) -> bytes:
+    """What `value.save(path)` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "value.npz"
+        value.save(path)
+        return path.read_bytes()

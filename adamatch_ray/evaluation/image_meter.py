@@ -1,0 +1,109 @@
+"""What is measured of one image, ours or a real one: features, findings and NIQE. The object an actor holds as well.
+
+Images go through the networks in fixed batches on one CPU thread, so that no figure depends on how many workers there
+are or what batch size they were given.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adamatch_ray.artifacts import Root
+from adamatch_ray.data.images import BadImage, Pixels
+from adamatch_ray.data.predictions import Encoded, load_canvas
+from adamatch_ray.engines.classifying import DiseaseClassifier
+from adamatch_ray.metrics import extractors
+from adamatch_ray.metrics.niqe import BLOCK, NiqeParameters, niqe
+
+BATCH = 32
+Array = NDArray[np.floating]
+
+
+class Measured(NamedTuple):
+    """Rows of B images: features [B, D], probabilities [B, 14], NIQE [B] (NaN: not defined), readable [B]."""
+
+    feature_BD: Array
+    probability_BL: Array
+    niqe_B: Array
+    readable_B: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class MeterSettings:
+    """What an `ImageMeter` is made from; it travels to workers. No `niqe`: that column is NaN throughout."""
+
+    root: str
+    canvas: int
+    device: str
+    extractor: Literal["encoder", "densenet", "inception"]
+    weights: str
+    niqe: NiqeParameters | None
+
+
+class ImageMeter:
+    """Measures images. `name` and `dimensions` are those of the features."""
+
+    def __init__(self, settings: MeterSettings) -> None:
+        self.canvas, self.parameters = settings.canvas, settings.niqe
+        self.classifier = DiseaseClassifier.load(Root(settings.root), settings.device)
+        self.name, self.dimensions = self.classifier.name, self.classifier.dimensions
+        self.extractor: extractors.NamedExtractor | None = None
+        if settings.extractor != "encoder":
+            if not settings.weights:
+                raise ValueError(f"FID with {settings.extractor} needs its weights: --evaluate.extractor_weights FILE")
+            made = {"densenet": extractors.xray_densenet, "inception": extractors.inception}[settings.extractor]
+            self.extractor = made(settings.weights, settings.device)
+            self.name, self.dimensions = self.extractor.name, self.extractor.dimensions
+
+    def __call__(self, images: Sequence[Encoded]) -> Measured:
+        """Measure at most `BATCH` images. An unreadable one is measured as a black canvas and marked."""
+        assert len(images) <= BATCH, len(images)
+        canvases = [self._load(image) for image in images]
+        readable_B = np.array([canvas is not None for canvas in canvases])
+        canvas_BHW = np.stack([self._black() if canvas is None else canvas for canvas in canvases])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            judged = self.classifier(canvas_BHW)
+            features = self.extractor(torch.from_numpy(canvas_BHW)).cpu().numpy() if self.extractor else None
+        finally:
+            torch.set_num_threads(threads)
+        feature_BD = judged.feature_BD if features is None else features
+        niqe_B = np.array([self._niqe(canvas) for canvas in canvas_BHW])
+        return Measured(feature_BD, judged.probability_BL, niqe_B, readable_B)
+
+    def _load(self, image: Encoded) -> Pixels | None:
+        try:
+            return load_canvas(image, self.canvas)
+        except BadImage:
+            return None
+
+    def _black(self) -> Pixels:
+        return np.zeros((self.canvas, self.canvas), dtype=np.uint8)
+
+    def _niqe(self, canvas: Pixels) -> float:
+        if self.parameters is None or np.ptp(canvas) == 0:
+            return float("nan")
+        try:
+            return float(niqe(canvas[None], self.parameters)[0])
+        except ValueError:  # every whole block of it is flat
+            return float("nan")
+
+
+def batches(images: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
+    """The fixed batches that a set of images is measured in."""
+    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+
+
+def join(parts: Sequence[Measured]) -> Measured:
+    """One table of the batches' rows, in order."""
+    return Measured(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def niqe_fits(canvas: int) -> bool:
+    """Whether a canvas is large enough for one block of NIQE."""
+    return canvas >= BLOCK

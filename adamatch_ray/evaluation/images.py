@@ -1,0 +1,203 @@
+"""Report to CXR, the paper's Table 3 and Figure 6: FID, NIQE, t-SNE, and whether an image shows what it was asked for.
+
+Every study counts: one without a readable image counts as a black canvas in FID, as showing no finding, and as the
+worst image of the set in NIQE.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamatch_ray.artifacts import Stage
+from adamatch_ray.data import loading
+from adamatch_ray.data.images import decode_png, encode_png
+from adamatch_ray.data.predictions import Encoded
+from adamatch_ray.evaluation.image_meter import Measured
+from adamatch_ray.evaluation.reports import micro_interval
+from adamatch_ray.evaluation.split import Placed, Split
+from adamatch_ray.evaluation.tables import finding_names
+from adamatch_ray.metrics.bootstrap import bootstrap_mean
+from adamatch_ray.metrics.image import FeatureStatistics, collect, fid
+from adamatch_ray.metrics.labeler import Labels, ReportLabeler, finding_scores
+from adamatch_ray.metrics.niqe import NiqeParameters, fit_parameters
+from adamatch_ray.metrics.tsne import tsne
+from adamatch_ray.schema import CHEXPERT_LABELS
+
+Measure = Callable[[Sequence[Encoded]], Measured]
+"""Measures any number of images, in order."""
+
+NO_FINDING = CHEXPERT_LABELS.index("No Finding")
+
+
+class ImageScore(NamedTuple):
+    """One image's own figures. `shown` and `lacking` are asked findings that the classifier sees or does not see."""
+
+    id: str
+    niqe: float
+    shown: tuple[str, ...]
+    lacking: tuple[str, ...]
+    status: str
+
+
+class ImageTable(NamedTuple):
+    """Figures as JSON, one row a study, the statistics behind FID, and the t-SNE points (real, then generated)."""
+
+    result: dict[str, Any]
+    rows: list[ImageScore]
+    statistics: dict[str, FeatureStatistics]
+    points: dict[str, Any] | None
+
+
+def fit_niqe(studies: Stage, count: int, source: str) -> NiqeParameters:
+    """NIQE parameters of the first `count` train images."""
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        for table in loading.read_split(studies, "train", ["image"]):
+            yield from (decode_png(data.as_py()) for data in table["image"])
+
+    chosen = (image for _, image in zip(range(count), images(), strict=False))
+    return fit_parameters(chosen, f"{count} real train images ({source})")
+
+
+def score(
+    split: Split,
+    validate: Split,
+    placed: Placed[Encoded],
+    measure: Measure,
+    extractor: str,
+    labeler: ReportLabeler,
+    *,
+    tsne_images: int,
+    resamples: int,
+    seed: int,
+) -> ImageTable:
+    """Compare predicted images with the real ones of the split. `validate` sets thresholds and the floor of FID."""
+    black = encode_png(np.zeros((8, 8), dtype=np.uint8))
+    generated = measure([placed.values.get(id, black) for id in split.ids])
+    real = measure([study.image for study in split.studies])
+    held_out = measure([study.image for study in validate.studies])
+    there_S = np.array([id in placed.values for id in split.ids]) & generated.readable_B
+    statistics = {
+        "real": _statistics(real),
+        "generated": _statistics(generated),
+        "real_validate": _statistics(held_out),
+    }
+    thresholds_L = choose_thresholds(held_out.probability_BL, [study.labels for study in validate.studies])
+    asked_SL = _asked(labeler.label([study.report for study in split.studies]))
+    shown_SL = generated.probability_BL >= thresholds_L
+    shown_SL[~there_S] = False
+    result = {
+        "studies": len(split.studies),
+        **placed.to_json(),
+        "unreadable": int(len(placed.values) - there_S.sum()),
+        "fid": fid(statistics["real"], statistics["generated"], extractor).to_json(),
+        "fid_floor": {
+            "what": "real images of validate against real images of the split: what perfect images would score",
+            **fid(statistics["real"], statistics["real_validate"], extractor).to_json(),
+        },
+        "niqe": _niqe(generated.niqe_B, real.niqe_B, there_S, resamples, seed),
+        "findings": {
+            "classifier": extractor if extractor.startswith("this run's") else "this run's disease classifier",
+            "asked": f"present in the report that the image was made from, by the {labeler.name}",
+            "thresholds": dict(zip(CHEXPERT_LABELS, map(_finite, thresholds_L.tolist()), strict=True)),
+            "generated": _finding_json(asked_SL, shown_SL, resamples, seed),
+            "real": _finding_json(asked_SL, real.probability_BL >= thresholds_L, resamples, seed),
+        },
+    }
+    points = _map(split, real, generated, tsne_images, seed)
+    return ImageTable(result, _rows(split, generated.niqe_B, asked_SL, shown_SL, there_S), statistics, points)
+
+
+def choose_thresholds(probability_SL: NDArray[np.floating], labels: Sequence[Labels]) -> NDArray[np.float64]:
+    """For each label the threshold [L] of best F1 on real images; infinite for a label that never occurs there.
+
+    Uncertain labels are left out; blank ones are absent. Of equal thresholds the highest is taken.
+    """
+    thresholds = np.full(len(CHEXPERT_LABELS), np.inf)
+    table_SL = np.array([[np.nan if value == -1 else value or 0.0 for value in row] for row in labels])
+    for label, (truth_S, probability_S) in enumerate(zip(table_SL.T, probability_SL.T, strict=True)):
+        known_S = ~np.isnan(truth_S)
+        order = np.argsort(-probability_S[known_S], kind="stable")
+        ranked, hits = probability_S[known_S][order], np.cumsum(truth_S[known_S][order])
+        if not len(hits) or not hits[-1]:
+            continue
+        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+        f1[:-1][ranked[:-1] == ranked[1:]] = -1  # a threshold takes all images of one probability or none
+        thresholds[label] = ranked[int(f1.argmax())]
+    return thresholds
+
+
+def _statistics(measured: Measured) -> FeatureStatistics:
+    return collect([measured.feature_BD], measured.feature_BD.shape[1])
+
+
+def _niqe(
+    generated_S: NDArray[np.floating],
+    real_S: NDArray[np.floating],
+    there_S: NDArray[np.bool_],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """None where no image has a NIQE at all, which is so on canvases below 96 pixels."""
+    defined_S = there_S & np.isfinite(generated_S)
+    if not defined_S.any():
+        return None
+    worst_S = np.where(defined_S, generated_S, generated_S[defined_S].max())
+    interval = bootstrap_mean(worst_S, resamples=resamples, seed=seed)._asdict() if resamples else None
+    return {
+        "value": float(worst_S.mean()),
+        "interval": interval,
+        "counted_as_worst": int((~defined_S).sum()),
+        "real": float(np.nanmean(real_S)),
+    }
+
+
+def _asked(labels: Sequence[Labels]) -> NDArray[np.bool_]:
+    asked_SL = np.array([[value == 1.0 for value in row] for row in labels])
+    asked_SL[:, NO_FINDING] = False  # it asks for nothing that could be seen
+    return asked_SL
+
+
+def _finding_json(
+    asked_SL: NDArray[np.bool_], shown_SL: NDArray[np.bool_], resamples: int, seed: int
+) -> dict[str, Any]:
+    shown_SL = shown_SL.copy()
+    shown_SL[:, NO_FINDING] = False
+    tables = [[tuple(1.0 if value else None for value in row) for row in side] for side in (asked_SL, shown_SL)]
+    interval = micro_interval(asked_SL, shown_SL, resamples, seed)
+    return {**finding_scores(*tables).to_json(), "micro_f1_interval": interval}
+
+
+def _map(split: Split, real: Measured, generated: Measured, count: int, seed: int) -> dict[str, Any] | None:
+    count = min(count, len(split.studies))
+    if count < 8:
+        return None
+    features = np.concatenate([real.feature_BD[:count], generated.feature_BD[:count]])
+    perplexity = min(30.0, 2 * count / 4)
+    embedding = tsne(features, perplexity=perplexity, seed=seed)
+    points = np.round(embedding.points_S2, 3).tolist()
+    ids = list(split.ids[:count])
+    return {"perplexity": perplexity, "divergence": embedding.divergence, "ids": ids, "real": points[:count],
+            "generated": points[count:]}  # fmt: skip
+
+
+def _rows(
+    split: Split,
+    niqe_S: NDArray[np.floating],
+    asked_SL: NDArray[np.bool_],
+    shown_SL: NDArray[np.bool_],
+    there_S: NDArray[np.bool_],
+) -> list[ImageScore]:
+    columns = zip(split.ids, niqe_S.tolist(), asked_SL, shown_SL, there_S.tolist(), strict=True)
+    return [
+        ImageScore(
+            id, quality, finding_names(asked & shown), finding_names(asked & ~shown), "ok" if there else "missing"
+        )
+        for id, quality, asked, shown, there in columns
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
