@@ -1,0 +1,55 @@
+"""usage: python jobs/draw_gallery.py [options]
+
+Draw studies of a split with the regions their words matched, as one page and as PNGs, to <root>/gallery/.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from adamatch_ray.artifacts import Root, Stage
+from adamatch_ray.cli import parse_command_line, run_as_command
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Match the first studies of a split and write `gallery/index.html` and two PNGs a study."""
+    command = parse_command_line(arguments, __doc__ or "")
+    options, root = command.config.gallery, Root(command.root)
+    target = Stage(root, "gallery")
+    if command.dry_run:
+        print(f"# {options.studies} {options.split} studies -> {target.uri}")
+        return {"stage": "gallery", "status": "planned", "output": target.uri, "seconds": 0.0}
+    started = time.monotonic()
+    from adamatch_ray.codebooks import VisualCodebook
+    from adamatch_ray.data import loading
+    from adamatch_ray.engines.matching import MatchingEngine
+    from adamatch_ray.gallery.drawing import draw_study
+    from adamatch_ray.gallery.page import render_page
+    from adamatch_ray.gallery.view import spotlight, view_studies
+
+    engine = MatchingEngine.load(root, "cuda" if command.config.scale.gpu else "cpu")
+    codebook = VisualCodebook.load(root.stage("codebooks"), crops=True)
+    studies: list[dict[str, Any]] = []
+    for table in loading.read_split(root.stage("studies"), options.split):
+        studies += table.slice(0, options.studies - len(studies)).to_pylist()
+        if len(studies) == options.studies:
+            break
+    views = view_studies(engine, codebook, studies)
+    assert engine.textual is not None
+    telling = frozenset(engine.textual.provenance.get("words", ()))
+    for number, view in enumerate(views, start=1):
+        words = [view.words[n] for n in spotlight(view.words, telling)]
+        keywords = [view.keywords[n] for n in spotlight(view.keywords)]
+        target.write_bytes(f"{number:03d}-words.png", draw_study(view, words, "words of the report"))
+        target.write_bytes(f"{number:03d}-keywords.png", draw_study(view, keywords, "keywords of the image"))
+        print(f"gallery: {number} of {len(views)} studies drawn", file=sys.stderr)
+    page = render_page(views, "Which region for which word", telling)
+    target.write_bytes("index.html", page.encode())
+    seconds = round(time.monotonic() - started, 1)
+    output = f"{target.uri}/index.html"
+    return {"stage": "gallery", "status": "done", "output": output, "seconds": seconds, "studies": len(views)}
+
+
+if __name__ == "__main__":
+    run_as_command(main)
