@@ -69,9 +69,9 @@ class Evaluator:
         return self._summarize()
 
     def _summarize(self) -> dict[str, Any]:
-        rows = headline.headlines(self.tables)
+        rows = headline.headlines(self.tables, self.split.source)
         said = headline.differences(self.tables, self.split.source)
-        title = f"AdaMatch-Cyclic on {self.split.name}"
+        title = f"Evaluation on the {self.split.name} split"
         summary = {
             "title": title,
             "split": self.split.name,

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PAPER_NAME = "AdaMatch-Cyclic, as published on MIMIC-CXR"
-
 
 class Place(NamedTuple):
-    """Where a headline comes from and what stands beside it. Paths are keys joined by `/`, below a table's own."""
+    """Where a headline comes from and what stands beside it. Paths are keys joined by `/` within the table's file.
+
+    `paper` is the published value on MIMIC-CXR, `openi` the one on OpenI.
+    """
 
     table: str
     measure: str
@@ -17,8 +18,9 @@ class Place(NamedTuple):
     paper_table: str = ""
     reference: str = ""
     reference_name: str = ""
-    scale: float = 1.0
     lower_is_better: bool = False
+    digits: int = 4
+    openi: float | None = None
 
 
 class Headline(NamedTuple):
@@ -34,59 +36,65 @@ class Headline(NamedTuple):
     paper: float | None
     paper_table: str
     lower_is_better: bool
+    digits: int
     source: str
 
 
 _FLOOR = "random train report"
-_RETRIEVAL = ((1, 51.47, 51.18), (5, 86.19, 86.46), (10, 94.77, 94.60))
+_DIRECTIONS = (("image_to_text", "X-ray → report"), ("text_to_image", "report → X-ray"))
+_PAPER_BLEU = ((1, 0.3793, 0.4161), (2, 0.2346, 0.3002), (3, 0.1540, 0.2073), (4, 0.1060, 0.1446))
+_PAPER_RECALL = {
+    "image_to_text": {1: 51.47, 5: 86.19, 10: 94.77},
+    "text_to_image": {1: 51.18, 5: 86.46, 10: 94.60},
+}
 
 PLACES = (
     *(
         Place("reports", f"BLEU-{n}", f"values/bleu_{n}", f"intervals/bleu_{n}", paper, "Table 1",
-              f"baseline/values/bleu_{n}", _FLOOR)
-        for n, paper in ((1, 0.3793), (2, 0.2346), (3, 0.1540), (4, 0.1060))
+              f"baseline/values/bleu_{n}", _FLOOR, openi=openi)
+        for n, paper, openi in _PAPER_BLEU
     ),
     Place("reports", "ROUGE-L", "values/rouge_l", "intervals/rouge_l", 0.2859, "Table 1",
-          "baseline/values/rouge_l", _FLOOR),
+          "baseline/values/rouge_l", _FLOOR, openi=0.3656),
     Place("reports", "METEOR (NLTK)", "values/meteor_nltk", "intervals/meteor_nltk"),
-    Place("reports", "METEOR 1.5", "values/meteor_1.5", "", 0.1625, "Table 1"),
+    Place("reports", "METEOR 1.5", "values/meteor_1.5", "", 0.1625, "Table 1", openi=0.1621),
     Place("reports", "finding F1, 14 labels pooled", "findings/by_report/micro/f1",
           "findings/by_report/micro_f1_interval", reference="baseline/finding_micro_f1", reference_name=_FLOOR),
     Place("reports", "finding F1 against the data's labels", "findings/by_data/micro/f1",
           "findings/by_data/micro_f1_interval"),
     Place("images", "FID", "fid/value", "", 1.0916, "Table 3", "fid_floor/value", "real against real",
-          lower_is_better=True),
+          lower_is_better=True, openi=1.5938),
     Place("images", "NIQE", "niqe/value", "niqe/interval", 3.3931, "Table 3", "niqe/real", "real images",
-          lower_is_better=True),
+          lower_is_better=True, openi=3.3096),
     Place("images", "asked findings seen, F1", "findings/generated/micro/f1", "findings/generated/micro_f1_interval",
           reference="findings/real/micro/f1", reference_name="real images"),
     *(
-        Place("retrieval", f"X-ray → report, R@{k}", f"full/image_to_text@{k}", "", paper, "Table 4",
-              f"chance/@{k}", "chance")
-        for k, paper, _ in _RETRIEVAL
+        Place("retrieval", f"{said}, R@{k}", f"full/{name}@{k}", reference=f"chance/@{k}", reference_name="chance",
+              digits=2)
+        for name, said in _DIRECTIONS for k in (1, 5, 10)
     ),
     *(
-        Place("retrieval", f"report → X-ray, R@{k}", f"full/text_to_image@{k}", "", paper, "Table 4",
-              f"chance/@{k}", "chance")
-        for k, _, paper in _RETRIEVAL
+        Place("retrieval", f"{said}, R@{k}, within batches of 100", f"released/{name}@{k}", "", _PAPER_RECALL[name][k],
+              "Table 4", digits=2)
+        for name, said in _DIRECTIONS for k in (1, 5, 10)
     ),
     Place("localization", "a finding's word points at it, best box", "micro/box_hit", "intervals/box_hit",
-          reference="micro/chance", reference_name="chance"),
-    Place("localization", "a finding's word points at it, map", "micro/map_hit", "intervals/map_hit",
           reference="micro/shuffled", reference_name="another word of the report"),
+    Place("localization", "a finding's word points at it, map", "micro/map_hit", "intervals/map_hit",
+          reference="micro/chance", reference_name="chance"),
     Place("cycle", "second report against first, BLEU-4", "second_report/values/bleu_4",
           "second_report/intervals/bleu_4"),
     Place("cycle", "second report against first, finding F1", "second_report/findings/by_report/micro/f1",
           "second_report/findings/by_report/micro_f1_interval"),
     Place("cycle", "generated X-ray finds its report, R@1", "generated_image/recall/image_to_text@1",
-          reference="chance/@1", reference_name="chance"),
+          reference="chance/@1", reference_name="chance", digits=2),
     Place("cycle", "second X-ray finds the study's report, R@1", "second_image/recall/image_to_text@1",
-          reference="chance/@1", reference_name="chance"),
+          reference="chance/@1", reference_name="chance", digits=2),
 )  # fmt: skip
 
 
-def headlines(tables: Mapping[str, Mapping[str, Any]]) -> list[Headline]:
-    """The headline numbers that the given tables hold, in the order above."""
+def headlines(tables: Mapping[str, Mapping[str, Any]], data: str) -> list[Headline]:
+    """The headline numbers that the given tables hold, in the order above, beside the paper's on such data."""
     found = []
     for place in PLACES:
         table = tables.get(place.table)
@@ -94,11 +102,12 @@ def headlines(tables: Mapping[str, Mapping[str, Any]]) -> list[Headline]:
         if table is None or value is None:
             continue
         interval = look_up(table, place.interval) or {}
+        paper = place.openi if data == "openi" and place.openi is not None else place.paper
         found.append(
             Headline(
                 place.table, place.measure, float(value), interval.get("low"), interval.get("high"),
-                look_up(table, place.reference), place.reference_name, place.paper, place.paper_table,
-                place.lower_is_better, f"{place.table}.json#{place.path}",
+                look_up(table, place.reference), place.reference_name, paper, place.paper_table,
+                place.lower_is_better, place.digits, f"{place.table}.json#{place.path}",
             )
         )  # fmt: skip
     return found
@@ -114,11 +123,13 @@ def look_up(table: Any, path: str) -> Any:
 def differences(tables: Mapping[str, Mapping[str, Any]], data: str) -> dict[str, str]:
     """By table, one line on what keeps our number and the paper's apart."""
     said = {}
-    studies = next((table["studies"] for table in tables.values() if "studies" in table), 0)
     where = "synthetic phantoms" if data == "phantom" else data
+    row = "the paper's row is OpenI, without training on it" if data == "openi" else "the paper's row is MIMIC-CXR"
     if "reports" in tables:
-        meteor = " METEOR of NLTK is another number than METEOR 1.5, which the compared papers print."
-        said["reports"] = f"{studies} studies of {where}; the paper's row is MIMIC-CXR.{meteor}"
+        said["reports"] = (
+            f"{tables['reports']['studies']} studies of {where}; {row}. METEOR of NLTK is another number than METEOR "
+            "1.5, which the compared papers print."
+        )
     if "images" in tables:
         fid, niqe = tables["images"]["fid"], tables["images"].get("niqe")
         pristine = f" NIQE is fitted on {niqe['pristine']}; the paper does not say on what." if niqe else ""
@@ -129,8 +140,8 @@ def differences(tables: Mapping[str, Mapping[str, Any]], data: str) -> dict[str,
         )
     if "retrieval" in tables:
         said["retrieval"] = (
-            f"Every one of {studies} studies of {where} is a candidate; the paper's row is the mean over batches of "
-            "100, which is easier (`released` in retrieval.json)."
+            f"{tables['retrieval']['studies']} studies of {where}; the paper's row is MIMIC-CXR. Only the rows within "
+            "batches of 100 follow its protocol, the easier one: above, every study of the split is a candidate."
         )
     if "localization" in tables:
         said["localization"] = "The paper has no such table: it needs boxes, which phantoms have."
@@ -143,21 +154,22 @@ def markdown(rows: list[Headline], said: Mapping[str, str], title: str, data: st
     """`table.md`: one table a section, the paper's value beside ours, and the line on what differs."""
     lines = [f"# {title}", "", f"Data: {data}. Research use only.", ""]
     for name in dict.fromkeys(row.table for row in rows):
-        lines += [f"## {name}", "", "| measure | this run | 95 % interval | beside it | paper | source |",
+        lines += [f"## {name}", "", "| measure | this run | 95 % interval | for comparison | paper | source |",
                   "|---|---|---|---|---|---|"]  # fmt: skip
         for row in (row for row in rows if row.table == name):
-            interval = "" if row.low is None else f"{number(row.low)} … {number(row.high)}"
-            beside = "" if row.reference is None else f"{number(row.reference)} ({row.reference_name})"
-            paper = "" if row.paper is None else f"{row.paper:g} ({row.paper_table})"
-            lines.append(f"| {row.measure} | {number(row.value)} | {interval} | {beside} | {paper} | `{row.source}` |")
+            interval = "" if row.low is None else f"{number(row.low, row.digits)} … {number(row.high, row.digits)}"
+            beside = "" if row.reference is None else f"{number(row.reference, row.digits)} ({row.reference_name})"
+            paper = "" if row.paper is None else f"{number(row.paper, row.digits)} ({row.paper_table})"
+            ours = number(row.value, row.digits)
+            lines.append(f"| {row.measure} | {ours} | {interval} | {beside} | {paper} | `{row.source}` |")
         lines += ["", f"What differs: {said[name]}" if name in said else "", ""]
     if left_out:
         lines += ["## Not scored", "", *(f"- {name}: {why}" for name, why in left_out.items()), ""]
     return "\n".join(lines)
 
 
-def number(value: float | None) -> str:
-    """Four digits below one and two above ten, as the paper prints its tables."""
+def number(value: float | None, digits: int = 4) -> str:
+    """A number as the paper prints it: four digits behind the point, two for percentages and above ten."""
     if value is None:
         return ""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+    return f"{value:.{2 if abs(value) >= 10 else digits}f}"

@@ -70,7 +70,7 @@ def build(summary: dict[str, Any], shown: Material, files: Sequence[str]) -> str
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{CSS}</style></head><body><main>'
-        f'<header><div class="over">Evaluation</div><h1>{title}</h1><p class="soft">{_source(summary)}</p>'
+        f'<header><div class="over">AdaMatch-Cyclic on Ray</div><h1>{title}</h1><p class="soft">{_source(summary)}</p>'
         f"{_banner(shown.split)}<nav>{links}</nav></header>{_tiles(summary)}{sections}"
         f"{_footer(summary, files)}</main></body></html>\n"
     )

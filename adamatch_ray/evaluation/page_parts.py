@@ -21,36 +21,40 @@ class Bar(NamedTuple):
 
 def tile(row: dict[str, Any]) -> str:
     """One headline as a large number."""
-    beside = "" if row["reference"] is None else f"{row['reference_name']} {number(row['reference'])}"
+    beside = "" if row["reference"] is None else f"{row['reference_name']} {number(row['reference'], row['digits'])}"
     lines = "".join(f"<span>{escape(line)}</span>" for line in (interval(row), beside) if line)
     better = " ↓" if row["lower_is_better"] else ""
     return (
         f'<div class="tile"><span class="what">{escape(row["measure"])}{better}</span>'
-        f"<b>{number(row['value'])}</b>{lines}</div>"
+        f"<b>{number(row['value'], row['digits'])}</b>{lines}</div>"
     )
 
 
 def interval(row: dict[str, Any]) -> str:
     """The 95 % interval of a headline as text, empty where there is none."""
-    return "" if row["low"] is None else f"{number(row['low'])} … {number(row['high'])}"
+    return "" if row["low"] is None else " … ".join(number(row[end], row["digits"]) for end in ("low", "high"))
 
 
 def headline_table(rows: Iterable[dict[str, Any]]) -> str:
     """Headlines with interval, what stands beside them, the paper's value and the source."""
     body = []
     for row in rows:
-        beside = "" if row["reference"] is None else f"{number(row['reference'])} {row['reference_name']}"
-        paper = "" if row["paper"] is None else f"{row['paper']:g} ({row['paper_table']})"
+        beside = (
+            "" if row["reference"] is None else f"{number(row['reference'], row['digits'])} {row['reference_name']}"
+        )
+        paper = "" if row["paper"] is None else f"{number(row['paper'], row['digits'])} ({row['paper_table']})"
         better = " ↓" if row["lower_is_better"] else ""
         cells = (
             _cell("", f"{row['measure']}{better}"),
-            _cell(' class="n"', number(row["value"])),
-            _cell(' data-name="95 %"', interval(row)),
-            _cell(' data-name="beside it"', beside),
-            _cell(' data-name="paper"', paper),
+            _cell(' class="n"', number(row["value"], row["digits"])),
+            _cell(' class="i" data-name="95 %"', interval(row)),
+            _cell(' data-name="against"', beside),
+            _cell(' class="i" data-name="paper"', paper),
         )
         body.append(f"<tr>{''.join(cells)}<td><code>{escape(row['source'])}</code></td></tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("", "this run", "95 % interval", "beside it", "paper", "found in"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("", "this run", "95 % interval", "for comparison", "paper", "found in")
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 

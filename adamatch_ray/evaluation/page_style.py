@@ -34,7 +34,7 @@ table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-num
   margin:1rem 0 .6rem; }
 th { text-align:left; font-weight:500; color:var(--soft); font-size:.8rem; }
 th,td { padding:.45rem .8rem .45rem 0; border-bottom:1px solid var(--line); vertical-align:baseline; }
-td.n { font-weight:600; }
+td.n { font-weight:600; } td.n,td.i { white-space:nowrap; }
 code { font-size:.78rem; color:var(--soft); overflow-wrap:anywhere; }
 .bars { display:grid; gap:.35rem; margin:.8rem 0 1.2rem; max-width:44rem; }
 .bar { display:grid; grid-template-columns:minmax(7rem,12rem) 1fr 3.6rem; gap:.7rem; align-items:center;
@@ -59,6 +59,7 @@ figcaption { font-size:.84rem; margin-top:.4rem; max-width:34rem; }
 .two small { display:block; text-align:center; font-size:.74rem; margin-top:.15rem; }
 .none { aspect-ratio:1; border-radius:.35rem; border:1px dashed var(--line); display:grid; place-items:center;
   color:var(--soft); font-size:.8rem; }
+.case small { display:block; margin-top:.4rem; font-size:.76rem; line-height:1.4; overflow-wrap:anywhere; }
 .case { display:grid; grid-template-columns:8.5rem 1fr; gap:1rem; padding:.8rem; margin:.8rem 0; }
 .case p { margin:.15rem 0 .6rem; font-size:.92rem; }
 .case h4,.pair h4 { margin:0; font-size:.8rem; font-weight:500; color:var(--soft); }
