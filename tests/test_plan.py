@@ -50,7 +50,7 @@ def test_the_image_encoder_has_as_many_parameters_as_planned(config: PVTConfig, 
 
 def test_text_models_have_as_many_parameters_as_planned() -> None:
     size = arithmetic.Transformer(90, 16, 2, 2, 64, 32)
-    sizes = {"vocab_size": 90, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    sizes: dict[str, Any] = {"vocab_size": 90, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
              "intermediate_size": 64, "max_position_embeddings": 32}  # fmt: skip
     assert arithmetic.bert_parameters(size) == parameters(BertModel(BertConfig(**sizes), add_pooling_layer=False))
     assert arithmetic.neox_parameters(size) == parameters(GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)))
@@ -163,7 +163,8 @@ def test_a_plan_of_every_preset_is_printed_and_touches_nothing(
         assert answer is not None and answer["predicted_hours"] > 0
         out = capsys.readouterr().out
         assert all(f"\n{stage}\n" in out for stage in PLANS)
-    assert answer["fits"] and not (tmp_path / "run").exists()
+        assert answer["fits"]
+    assert not (tmp_path / "run").exists()
     assert job("plan")(["h200", "--config", "mimic_cxr", "--root", root])
     assert "one H200 each" in capsys.readouterr().out
 
