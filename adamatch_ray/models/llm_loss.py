@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 IGNORE = -100
 """Label of a position that is not part of a response."""
 
-_LARGEST_CHUNK = 1024
-_SMALLEST_CHUNK = 32
+_CHUNKS = 8
+"""Parts the head is applied to. Always as many, if empty: workers that share its weight gather it as often."""
 
 
 class PackedBatch(NamedTuple):
@@ -51,8 +51,7 @@ def packed_attention_mask(segment_ids: Tensor) -> Tensor:
 def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
     """Cross-entropy on response tokens (eqs. 10-11) for any causal language model of transformers.
 
-    Logits of at most an eighth of the positions (or `_SMALLEST_CHUNK`) exist at a time; the backward pass makes them
-    again. ValueError if no token of the batch is a response, or if the model bends its logits after the head.
+    Logits of at most an eighth of the positions exist at a time; the backward pass makes them again. ValueError if no token of the batch is a response, or if the model bends its logits after the head.
     """
     head = _plain_head(model)
     hidden_RTH = model.base_model(
@@ -66,8 +65,8 @@ def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
     hidden, target = hidden_RTH[:, :-1][keep], targets[keep]
     if target.numel() == 0:
         raise ValueError("no token of this batch is a response token: check the labels of its examples")
-    rows = max(_SMALLEST_CHUNK, min(_LARGEST_CHUNK, batch.labels.numel() // 8))
-    parts = [_chunk_loss(head, h, t) for h, t in zip(hidden.split(rows), target.split(rows), strict=True)]
+    chunks = zip(hidden.tensor_split(_CHUNKS), target.tensor_split(_CHUNKS), strict=True)
+    parts = [_chunk_loss(head, h, t) for h, t in chunks]
     total = torch.stack(parts).sum()
     return ResponseLoss(mean=total / target.numel(), total=total, tokens=target.numel())
 
