@@ -36,15 +36,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         if len(studies) == options.studies:
             break
     views = view_studies(engine, codebook, studies)
-    assert engine.textual is not None
-    telling = frozenset(engine.textual.provenance.get("words", ()))
     for number, view in enumerate(views, start=1):
-        words = [view.words[n] for n in spotlight(view.words, telling)]
+        words = [view.words[n] for n in spotlight(view.words, engine.entity_words)]
         keywords = [view.keywords[n] for n in spotlight(view.keywords)]
         target.write_bytes(f"{number:03d}-words.png", draw_study(view, words, "words of the report"))
         target.write_bytes(f"{number:03d}-keywords.png", draw_study(view, keywords, "keywords of the image"))
         print(f"gallery: {number} of {len(views)} studies drawn", file=sys.stderr)
-    page = render_page(views, "Which region for which word", telling)
+    page = render_page(views, "Which region for which word", engine.entity_words)
     target.write_bytes("index.html", page.encode())
     seconds = round(time.monotonic() - started, 1)
     output = f"{target.uri}/index.html"

@@ -2,8 +2,9 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ import torch
 from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
 from adamatch_ray.data import loading
-from adamatch_ray.engines.embedding import load_embedder
+from adamatch_ray.engines.embedding import Embedder, load_embedder, whole_words
 from adamatch_ray.engines.localizing import canvas_image
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import box_iou
+from adamatch_ray.models import adamatch
+from adamatch_ray.models.adamatch import AdaMatchSizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,29 @@ def test_keywords_are_ranked_and_each_is_the_most_similar_patch_of_its_entity(
         k = [e.text for e in engine.textual.entities].index(keyword.text)
         similarity_P = patches @ engine.textual.feature_KD[k]
         assert keyword.score == pytest.approx(float(similarity_P[keyword.patch]), abs=1e-5)
+
+
+def test_with_two_heads_both_rank_and_the_local_one_tells_the_place(
+    reports: tuple[str, ...], tokenizer: "PreTrainedTokenizerBase", tiny_sizes: AdaMatchSizes
+) -> None:
+    torch.manual_seed(3)
+    sizes = replace(tiny_sizes, adamatch=replace(tiny_sizes.adamatch, image_heads="both"))
+    embedder = Embedder(adamatch.build(sizes, tokenizer).eval(), tokenizer, torch.device("cpu"))
+    feature_KD = torch.nn.functional.normalize(torch.randn(5, sizes.adamatch.dim), dim=-1)
+    entities = tuple(Entity(f"entity {k}", "Sign_symptom", 1) for k in range(5))
+    image = CanvasImage(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8), 64, 64)
+    engine = MatchingEngine(embedder, TextualCodebook(entities, feature_KD, "m"))
+    mixed, local = (head[0] for head in embedder.images(image.pixels[None]).heads)
+    mean_K = ((mixed @ feature_KD.T).amax(0) + (local @ feature_KD.T).amax(0)) / 2
+    found = engine.keywords([image], 5)[0]
+    assert [keyword.text for keyword in found] == [f"entity {k}" for k in mean_K.argsort(descending=True)]
+    for keyword in found:
+        k = int(keyword.text.split()[-1])
+        assert keyword.patch == int((local @ feature_KD[k]).argmax())
+        assert keyword.score == pytest.approx(float(mean_K[k]), abs=1e-5)
+    similarity = engine.match([image], [reports[0]])[0].similarity_NP
+    words = whole_words(embedder.reports([reports[0]]).word_BND[0], embedder.words([reports[0]])[0])
+    np.testing.assert_allclose(similarity, words @ local.T, atol=1e-5)
 
 
 def test_pooling_the_best_entities_of_each_patch_gives_the_same_keywords(
@@ -167,6 +196,16 @@ def test_keypatches_are_ranked_distinct_and_the_best_of_their_words(
     for i, a in enumerate(found):
         for b in found[:i]:
             assert a.study_id != b.study_id or box_iou(np.array([a.box]), np.array([b.box]))[0, 0] < 0.5
+
+
+def test_words_that_denote_no_entity_have_no_keypatch(engine: MatchingEngine) -> None:
+    assert engine.textual is not None
+    told = replace(engine.textual, provenance={"words": ["effusion", "heart"]})
+    found = MatchingEngine(engine.embedder, told, engine.visual).keypatches(
+        ["The Heart is seen; no effusion.", "Seen."]
+    )
+    assert {patch.word for patch in found[0]} <= {"Heart", "effusion"} and found[0]
+    assert found[1] == []
 
 
 def test_the_same_place_is_given_once(engine: MatchingEngine, studies: list[dict[str, Any]]) -> None:

@@ -72,6 +72,7 @@ class MatchingEngine:
     """Batch in, batch out; each answer is that of its own image or report, whatever else is in the batch.
 
     A blank image (of one gray value) and a report without a known word are not errors: their answers are empty.
+    `entity_words` are the lower-case words that denote an entity, as far as the textual codebook tells them.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class MatchingEngine:
         for codebook in codebooks:
             codebook.require(codebooks[0].model, embedder.model.sizes.adamatch.dim)
         self.embedder, self.textual, self.visual = embedder, textual, visual
+        self.entity_words = frozenset(textual.provenance.get("words", ()) if textual is not None else ())
         self._entity_KD = None if textual is None else textual.feature_KD.to(embedder.device)
         self._entry_KD = None if visual is None else visual.feature_KD.to(embedder.device)
         self._tokenizing = Lock()  # a fast tokenizer keeps its padding in itself and refuses a second thread
@@ -131,7 +133,8 @@ class MatchingEngine:
     def keypatches(self, reports: Sequence[str], count: int = 5) -> list[list[Keypatch]]:
         """For each word of a report the best entry of the visual codebook; the `count` most similar, best first.
 
-        An entry, or nearly the same box of the same image, is given once, with the word it matches best.
+        Words that denote no entity have none, as in the codebook. An entry, or nearly the same box of the same image,
+        is given once, with the word it matches best.
         """
         if self.visual is None or self._entry_KD is None:
             raise ValueError("keypatches need the visual codebook; run: python jobs/build_codebooks.py")
@@ -139,17 +142,17 @@ class MatchingEngine:
             return [[] for _ in reports]
         answers: list[list[Keypatch]] = []
         for words, word_ND in self._words(reports):
-            known = [n for n, word in enumerate(words) if self._is_known(word.text)]
-            if not known:
+            telling = [n for n, word in enumerate(words) if self._tells(word.text)]
+            if not telling:
                 answers.append([])
                 continue
-            score_N, entry_N = (word_ND[known] @ self._entry_KD.T).max(1)
+            score_N, entry_N = (word_ND[telling] @ self._entry_KD.T).max(1)
             order = score_N.argsort(descending=True, stable=True).tolist()
             table = self.visual.table.select(["study_id", "x0", "y0", "x1", "y1"]).take(entry_N[order].tolist())
             kept: list[Keypatch] = []
             for n, row in zip(order, table.to_pylist(), strict=True):
                 study, *box = row.values()
-                patch = Keypatch(words[known[n]].text, int(entry_N[n]), float(score_N[n]), study, _box(box))
+                patch = Keypatch(words[telling[n]].text, int(entry_N[n]), float(score_N[n]), study, _box(box))
                 if not any(_shows_the_same(patch, other) for other in kept):
                     kept.append(patch)
             answers.append(kept[:count])
@@ -198,9 +201,11 @@ class MatchingEngine:
             words, texts = self.embedder.words(reports), self.embedder.reports(reports)
         return [(found, whole_words(texts.word_BND[b], found)) for b, found in enumerate(words)]
 
-    def _is_known(self, word: str) -> bool:
-        """Whether a word has a letter and the text encoder knows all of it."""
+    def _tells(self, word: str) -> bool:
+        """Whether a word has a letter, denotes an entity, and the text encoder knows all of it."""
         if not any(character.isalpha() for character in word):
+            return False
+        if self.entity_words and word.lower() not in self.entity_words:
             return False
         tokenizer = self.embedder.tokenizer
         with self._tokenizing:
