@@ -13,8 +13,8 @@ from adamatch_ray.cli import parse_command_line, run_as_command
 from adamatch_ray.config import ScaleConfig
 from adamatch_ray.stages import run_job
 
-STAGES = ("studies", "encoder", "adamatch", "metrics")
-"""Stages in the order they run. Image tokens (`vqgan`, `tokens`) join when reports are generated from them."""
+STAGES = tuple(JOBS)
+"""Stages in the order they run."""
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
