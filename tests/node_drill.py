@@ -1,0 +1,53 @@
+"""usage: python node_drill.py NODES CPUS LOSE_WHEN JOB [options]
+
+Run a job on a Ray of several nodes on this machine: a head without work and NODES nodes of CPUS logical CPUs. Once the
+file pattern LOSE_WHEN matches (empty: never), one node is killed and another one joins.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def main(nodes: int, cpus: int, lose_when: str, job: str, arguments: list[str]) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": True, "object_store_memory": 80_000_000},
+    )
+    added = [cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000) for _ in range(nodes)]
+    cluster.wait_for_nodes()
+    os.environ["RAY_ADDRESS"] = cluster.address
+    ray.init(address=cluster.address, logging_level="warning")
+    lost: list[float] = []
+
+    def lose() -> None:
+        while not any(Path("/").glob(lose_when.lstrip("/"))):
+            time.sleep(0.02)
+        lost.append(time.monotonic())
+        cluster.remove_node(added[-1], allow_graceful=False)
+        cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000)
+
+    if lose_when:
+        threading.Thread(target=lose, daemon=True).start()
+    path = Path(__file__).resolve().parents[1] / "jobs" / f"{job}.py"
+    spec = importlib.util.spec_from_file_location(job, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    answer = module.main(arguments)
+    used = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+    recovered = round(time.monotonic() - lost[0], 1) if lost else 0.0
+    print(json.dumps({**answer, "nodes": len(used), "dead": list(used.values()).count(False), "after": recovered}))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:])
