@@ -6,6 +6,7 @@ file pattern LOSE_WHEN matches (empty: never), one node is killed and another on
 
 import importlib.util
 import json
+import logging
 import os
 import sys
 import threading
@@ -24,7 +25,7 @@ def main(nodes: int, cpus: int, lose_when: str, job: str, arguments: list[str]) 
     added = [cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000) for _ in range(nodes)]
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
-    ray.init(address=cluster.address, logging_level="warning")
+    ray.init(address=cluster.address, logging_level=logging.WARNING)
     lost: list[float] = []
 
     def lose() -> None:

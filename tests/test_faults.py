@@ -190,19 +190,24 @@ def test_a_full_disk_leaves_whole_shards_and_a_rerun_makes_the_rest(
     table.add("full disk", 1, 0.0, 0, 0)
 
 
+FIRST = """
+import sys, time
+from adamatch_ray.cli import parse_command_line
+from adamatch_ray.stages import StageRun
+run = StageRun(parse_command_line(sys.argv[1:], ""), "studies")
+run.begin()
+time.sleep(25)
+run.finish({})
+"""
+
+
 def test_the_second_run_on_a_root_is_refused_and_the_first_is_not_disturbed(
     tiny_yaml: Path, tmp_path: Path, table: Table
 ) -> None:
     root = str(tmp_path / "run")
-    first = (
-        "import sys, time; from adamatch_ray.cli import parse_command_line; from adamatch_ray.stages import StageRun; "
-    )
-    first += (
-        "run = StageRun(parse_command_line(sys.argv[1:], ''), 'studies'); run.begin(); time.sleep(25); run.finish({})"
-    )
     common = ["--config", str(tiny_yaml), "--root", root]
     lease = tmp_path / "run" / "studies" / "lease.json"
-    with running(["-c", first, *common, "--run-name", "first"], tmp_path / "first") as process:
+    with running(["-c", FIRST, *common, "--run-name", "first"], tmp_path / "first") as process:
         wait_until(lease.exists, process, tmp_path / "first")
         began = time.monotonic()
         second = subprocess.run([sys.executable, *job("prepare_data", *common)], capture_output=True, text=True,
