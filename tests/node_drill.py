@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main(nodes: int, cpus: int, lose_when: str, job: str, arguments: list[str]) -> None:
@@ -27,27 +28,37 @@ def main(nodes: int, cpus: int, lose_when: str, job: str, arguments: list[str]) 
     os.environ["RAY_ADDRESS"] = cluster.address
     ray.init(address=cluster.address, logging_level=logging.WARNING)
     lost: list[float] = []
-
-    def lose() -> None:
-        while not any(Path("/").glob(lose_when.lstrip("/"))):
-            time.sleep(0.02)
-        lost.append(time.monotonic())
-        cluster.remove_node(added[-1], allow_graceful=False)
-        cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000)
-
+    loser = threading.Thread(target=_lose, args=(cluster, added[-1], cpus, lose_when, lost), daemon=True)
     if lose_when:
-        threading.Thread(target=lose, daemon=True).start()
+        loser.start()
     path = Path(__file__).resolve().parents[1] / "jobs" / f"{job}.py"
     spec = importlib.util.spec_from_file_location(job, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     answer = module.main(arguments)
-    used = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
-    recovered = round(time.monotonic() - lost[0], 1) if lost else 0.0
-    print(json.dumps({**answer, "nodes": len(used), "dead": list(used.values()).count(False), "after": recovered}))
+    ended = time.monotonic()
+    assert not lose_when or lost, "the job ended before the node was lost"
+    if lose_when:
+        loser.join()
+    dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
+    after = round(ended - lost[0], 1) if lost else 0.0
+    print(json.dumps({**answer, "nodes": len(ray.nodes()), "dead": len(dead), "after": after}))
     ray.shutdown()
     cluster.shutdown()
+
+
+def _lose(cluster: Any, node: Any, cpus: int, lose_when: str, lost: list[float]) -> None:
+    """Kill the node at its moment, add another, and note when it was; returns once the cluster knows."""
+    import ray
+
+    while not any(Path("/").glob(lose_when.lstrip("/"))):
+        time.sleep(0.02)
+    lost.append(time.monotonic())
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000)
+    while all(node["Alive"] for node in ray.nodes()):
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

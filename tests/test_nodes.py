@@ -61,13 +61,14 @@ def test_generating_over_two_nodes_that_loses_one_makes_every_row_once(
         moment = str(root / "generations" / "*" / "*.parquet") if name == "hurt" else ""
         answer = on_nodes(
             tmp_path / name, moment, "generate", "--config", str(tiny_yaml), "--root", str(root),
-            "--scale.workers", "2", "--scale.cpus_per_worker", "1.5", "--generate.limit", "16", "--generate.shard", "1",
+            "--scale.workers", "2", "--scale.cpus_per_worker", "1.5", "--generate.split", "train",
+            "--generate.limit", "48", "--generate.shard", "1",
             "--generate.report_tokens", "16",
         )  # fmt: skip
         assert answer["status"] == "done" and answer["dead"] == (name == "hurt")
         files = sorted((root / "generations").rglob("*.parquet"))
         tables[name] = {f.relative_to(root).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
         rows = [(row["direction"], row["dicom_id"]) for f in files for row in pq.read_table(f).to_pylist()]
-        assert len(rows) == len(set(rows)) == 32
+        assert len(rows) == len(set(rows)) == 96
     assert tables["calm"] == tables["hurt"]
     print(f"node lost while generating: finished {answer['after']} s later, 0 rows lost, 0 doubled")
