@@ -255,36 +255,6 @@ def test_a_table_is_copied_in_files_and_limited(root: Path, tmp_path: Path, monk
         table_directions(str(path), ["cxr_to_report"])
 
 
-KILLED = """
-import sys
-from adamatch_ray.engines.generation_shards import GenerationShard, ShardGenerator
-from adamatch_ray.model_config import GenerationSettings
-worker = ShardGenerator(sys.argv[1], "cpu", GenerationSettings(report_tokens=16), cycle=True, seed=0,
-                        versions={"llm": "llm-tiny"})
-for shard in sys.argv[2:]:
-    worker.make(GenerationShard.from_json(shard))
-"""
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_leaves_whole_shards_only(root: Path, engine: CycleEngine) -> None:
-    shards = plan(root, size=2)
-    worker = generator(root, engine)
-    for shard in shards:
-        worker.make(shard)
-    before = digests(root)
-    shutil.rmtree(root / "generations")
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root), *(shard.to_json() for shard in shards)])
-    while len(digests(root)) < 2 and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    left = digests(root)
-    assert left.items() <= before.items() and 2 <= len(left) < len(before)
-    assert sum(worker.make(shard).reused for shard in shards) == len(left)
-    assert digests(root) == before
-
-
 Main = Callable[[list[str]], "dict[str, Any]"]
 
 

@@ -6,6 +6,7 @@ GPT-NeoX: its `FoldedNeoX` weights need two matrix products a layer, and a step 
 of the vocabulary, so a small model is not held back by the interpreter. Both see the same cache slots.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, GPTNeoXForCausalLM, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
+
+from adamatch_ray.ops.compile import CompilerUnavailable
+from adamatch_ray.ops.decode_mix import decode_mix, takes
+
+logger = logging.getLogger(__name__)
 
 
 class Prefilled(NamedTuple):
@@ -127,6 +133,7 @@ class FoldedNeoX:
         self.inner, self.eps, self.dtype = config.intermediate_size, config.layer_norm_eps, model.dtype
         self.embedding, self.final_norm = model.gpt_neox.embed_in, model.gpt_neox.final_layer_norm
         self.rotary_embedding = model.gpt_neox.rotary_emb
+        self.compiled = _can_compile(self.head_size, self.inner, model)
         with torch.no_grad():
             self.layers = [self._fold(layer) for layer in model.gpt_neox.layers if isinstance(layer, GPTNeoXLayer)]
 
@@ -199,21 +206,29 @@ class NeoXSession:
 
     def step(self, ids_B: Tensor) -> Tensor:
         """See `DecodingSession`."""
-        f, slot, stop = self._folded, self._slot, self._slot + 1
+        f = self._folded
         cos, sin = self._cos[self._step], self._sin[self._step]
-        mask = None if self._mask is None else self._mask[..., :stop]
         state = f.embedding(ids_B)
         for layer, kv in zip(f.layers, self._kv, strict=True):
             normal = F.layer_norm(state, (f.hidden,), eps=f.eps)
             torch.addmm(layer.in_bias, normal, layer.in_weight, out=self._wide)
-            self._turning.mul_(cos).addcmul_(self._swapped, sin)
-            kv[:, :, :, slot].copy_(self._key_value)
-            keys, values = kv[0, :, :, :stop], kv[1, :, :, :stop]
-            self._attended.copy_(F.scaled_dot_product_attention(self._query, keys, values, attn_mask=mask))
-            self._activated.copy_(F.gelu(self._up))
+            if f.compiled:
+                decode_mix(self._wide, kv, cos, sin, self._mask, self._joined, self._slot)
+            else:
+                self._mix(kv, cos, sin)
             state = torch.addmm(state.add_(layer.out_bias), self._joined, layer.out_weight)
-        self._slot, self._step = stop, self._step + 1
+        self._slot, self._step = self._slot + 1, self._step + 1
         return f.final_norm(state)
+
+    def _mix(self, kv: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """What `decode_mix` does, with torch: for GPUs, other dtypes, and machines without a compiler."""
+        slot, stop = self._slot, self._slot + 1
+        self._turning.mul_(cos).addcmul_(self._swapped, sin)
+        kv[:, :, :, slot].copy_(self._key_value)
+        keys, values = kv[0, :, :, :stop], kv[1, :, :, :stop]
+        mask = None if self._mask is None else self._mask[..., :stop]
+        self._attended.copy_(F.scaled_dot_product_attention(self._query, keys, values, attn_mask=mask))
+        self._activated.copy_(F.gelu(self._up))
 
     def keep(self, rows: Tensor) -> None:
         """See `DecodingSession`."""
@@ -221,6 +236,16 @@ class NeoXSession:
         self._angles = tuple(angle[rows] for angle in self._angles)
         self._mask = None if self._mask is None else self._mask[rows]
         self._bind()
+
+
+def _can_compile(head_size: int, inner: int, model: PreTrainedModel) -> bool:
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        return False
+    try:
+        return takes(head_size, inner)
+    except CompilerUnavailable as error:
+        logger.warning("decoding without the compiled kernel, slower: %s", error)
+        return False
 
 
 def why_not_folded(model: PreTrainedModel) -> str:
