@@ -1,8 +1,11 @@
-"""usage: python jobs/tune_llm.py [options]
+"""usage: python jobs/tune_llm.py [convert] [options]
 
 Tune the language model on both directions, X-ray to report and report to X-ray, with DeepSpeed; export it merged.
+
+  convert  make of a checkpoint (--resume PATH) one that any number of workers can continue, and stop
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +15,10 @@ from adamatch_ray.stages import StageRun
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Check the inputs, make the hints, tune on the workers, then commit the best checkpoint's model."""
-    run = StageRun(parse_command_line(arguments, __doc__ or ""), "llm")
+    command = parse_command_line(arguments, __doc__ or "", choices=("convert",))
+    if command.words:
+        return _convert(command.resume)
+    run = StageRun(command, "llm")
     if (answer := run.begin()) is not None:
         return answer
     from adamatch_ray.model_config import to_json
@@ -21,7 +27,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     from adamatch_ray.train.hints import make_hints
     from adamatch_ray.train.launch import fit_stage
     from adamatch_ray.train.llm import SCORE, llm_loop, steps_per_epoch
-    from adamatch_ray.train.llm_plan import check_resume, plan_llm
+    from adamatch_ray.train.llm_checkpoint import check_resume
+    from adamatch_ray.train.llm_plan import plan_llm
     from adamatch_ray.train.llm_records import record_shards
 
     stage, workers = run.config.llm, run.config.scale.workers
@@ -34,6 +41,18 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     files = make_hints(run)
     run.stage.write_bytes("instructions.json", to_json(stage.instructions).encode())
     return fit_stage(run, llm_loop, stage.train, {"layout": layout}, score=SCORE, per_epoch=per_epoch, files=files)
+
+
+def _convert(resume: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    from adamatch_ray.train.llm_checkpoint import convert
+
+    if resume in ("auto", "never"):
+        raise ValueError("convert needs the checkpoint to be converted: --resume PATH")
+    target = convert(Path(resume).resolve())
+    print(f"go on with: --resume {target} --run-name NAME", file=sys.stderr)
+    return {"stage": "llm", "status": "converted", "output": str(target)}
 
 
 if __name__ == "__main__":

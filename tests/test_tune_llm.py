@@ -31,7 +31,8 @@ from adamatch_ray.models.llm_lora import add_adapters, merge_adapters
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, train_bpe_tokenizer
 from adamatch_ray.schema import HINTS
 from adamatch_ray.train.distributed import Worker
-from adamatch_ray.train.llm_plan import check_resume, plan_llm
+from adamatch_ray.train.llm_checkpoint import check_resume, convert
+from adamatch_ray.train.llm_plan import plan_llm
 from adamatch_ray.train.llm_records import DIRECTIONS, RecordReader, record_shards, to_examples
 
 Main = Callable[[Sequence[str]], "dict[str, Any] | None"]
@@ -189,7 +190,9 @@ def some_records(folder: str) -> tuple[Any, TokenLayout, list[Example]]:
     return tokenizer, layout, made
 
 
-def tune(rank: int, world: int, stage: LLMStage, folder: str, start: int, stop: int, save_at: int) -> None:
+def tune(
+    rank: int, world: int, stage: LLMStage, folder: str, start: int, stop: int, save_at: int, universal: bool
+) -> None:
     """Steps start … stop - 1 of a run in one of `world` processes; the first writes losses and weights."""
     import torch.distributed as dist
 
@@ -200,10 +203,10 @@ def tune(rank: int, world: int, stage: LLMStage, folder: str, start: int, stop: 
     dist.init_process_group("gloo", f"file://{folder}/meet-{world}-{start}-{stop}", rank=rank, world_size=world)
     worker = Worker(rank, world, torch.device("cpu"), bf16=False)
     tokenizer, layout, records = some_records(f"{folder}/tokenizer")
-    tuner = Tuner(stage, worker, tokenizer, layout)
-    checkpoint = Path(folder) / f"checkpoint-{world}"
+    tuner = Tuner(stage, worker, tokenizer, layout, universal)
+    checkpoint = Path(folder) / (f"checkpoint-{world}" if not universal else "checkpoint-2-universal")
     if start:
-        assert tuner.restore(checkpoint)["step"] == start
+        tuner.restore(checkpoint)
     losses = []
     for step in range(start, stop):
         if step == save_at:
@@ -227,10 +230,18 @@ def tune(rank: int, world: int, stage: LLMStage, folder: str, start: int, stop: 
     dist.destroy_process_group()
 
 
-def tuned(folder: Path, world: int, stage: LLMStage, start: int = 0, stop: int = 20, save_at: int = -1) -> Any:
+def tuned(
+    folder: Path,
+    world: int,
+    stage: LLMStage,
+    start: int = 0,
+    stop: int = 20,
+    save_at: int = -1,
+    universal: bool = False,
+) -> Any:
     if not (folder / "tokenizer").exists():
         train_bpe_tokenizer(["Small left pleural effusion."], 300, folder / "tokenizer", prompt_phrases())
-    processes.spawn(tune, (world, stage, str(folder), start, stop, save_at), nprocs=world)
+    processes.spawn(tune, (world, stage, str(folder), start, stop, save_at, universal), nprocs=world)
     return json.loads((folder / f"said-{world}-{start}.json").read_text())
 
 
@@ -248,8 +259,14 @@ def test_zero_2_on_two_workers_is_one_process_and_goes_on_exactly(tmp_path: Path
     with pytest.raises(ValueError, match=r"written by 2 worker\(s\) with ZeRO stage 2, this run has 1 .*workers 2 "):
         check_resume(Root(str(tmp_path)).stage("llm"), "run", str(tmp_path / "checkpoint-2"), 1, 2)
     check_resume(Root(str(tmp_path)).stage("llm"), "run", str(tmp_path / "checkpoint-2"), 2, 2)
+    # Converted, it is continued by one.
+    assert convert(tmp_path / "checkpoint-2") == tmp_path / "checkpoint-2-universal"
+    check_resume(Root(str(tmp_path)).stage("llm"), "run", str(tmp_path / "checkpoint-2-universal"), 1, 2)
+    other = tuned(tmp_path, 1, STAGE, start=12, universal=True)
+    assert other["losses"] == pytest.approx(alone["losses"][12:], abs=1e-4)
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path / "end-2-0" / "model"))
-    assert plain.get_output_embeddings().weight.shape == (316, 32)
+    rows = len(AutoTokenizer.from_pretrained(str(tmp_path / "end-2-0" / "model"))) + 16
+    assert plain.get_output_embeddings().weight.shape == (rows, 32)
 
 
 @pytest.mark.slow

@@ -16,10 +16,12 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: float
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ValueError("--llm.lora.rank above 0 needs peft: pip install 'adamatch-ray[lora]'") from None
-    options = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    options = LoraConfig(r=rank, lora_dropout=dropout, target_modules="all-linear")
+    options.lora_alpha = alpha  # type: ignore[assignment]  # a factor, whatever its annotation says
     inject_adapter_in_model(options, model, adapter_name=ADAPTER)
     ends = {end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())}
     for weight in ends:
+        assert isinstance(weight, Tensor)
         weight.requires_grad_(True)
         weight.register_hook(lambda gradient: _only_rows_from(gradient, first_row))
 

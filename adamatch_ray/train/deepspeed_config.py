@@ -8,10 +8,10 @@ BUCKET = 50_000_000
 """Gradients reduced together, in elements; DeepSpeed's own default would reserve 2 GB a worker."""
 
 
-def deepspeed_config(stage: LLMStage, world: int, device: str) -> dict[str, Any]:
+def deepspeed_config(stage: LLMStage, world: int, device: str, universal: bool = False) -> dict[str, Any]:
     """What `deepspeed.initialize` is given for `world` workers on `device` ("cpu" or "cuda"). A pure function.
 
-    ValueError where the choices contradict each other.
+    `universal`: it will continue a converted checkpoint. ValueError where the choices contradict each other.
     """
     train, spread = stage.train, stage.deepspeed
     _check(stage)
@@ -45,6 +45,7 @@ def deepspeed_config(stage: LLMStage, world: int, device: str) -> dict[str, Any]
         "gradient_clipping": train.clip,
         "bf16": {"enabled": uses_bf16(train.precision, device)},
         "zero_optimization": zero,
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }

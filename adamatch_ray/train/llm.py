@@ -19,6 +19,7 @@ from adamatch_ray.models.llm_tokens import TokenLayout
 from adamatch_ray.train import llm_records, optim
 from adamatch_ray.train.checkpoint import UNSCORED
 from adamatch_ray.train.distributed import Worker, current_worker
+from adamatch_ray.train.llm_checkpoint import read_progress
 from adamatch_ray.train.llm_tuner import Tuner, response_tokens
 from adamatch_ray.train.tracking import Tracker, build_tracker
 
@@ -66,11 +67,11 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"step": self.step, "minutes": self.minutes, "overlength": self.overlength}
+        return {"step": self.step, "total": self.total, "minutes": self.minutes, "overlength": self.overlength}
 
     def put_back(self, saved: dict[str, Any]) -> None:
-        """Continue from what a checkpoint kept."""
-        self.step, self.overlength = saved["step"], saved["overlength"]
+        """Continue from what a checkpoint kept; where other workers take other steps, at the same share of the way."""
+        self.step, self.overlength = round(saved["step"] * self.total / saved["total"]), saved["overlength"]
         self.earlier = self.minutes = saved["minutes"]
 
 
@@ -80,9 +81,8 @@ def llm_loop(settings: dict[str, Any]) -> None:
     stage, total = config.llm, settings["total_steps"]
     worker = current_worker(stage.train.precision)
     root = Root(settings["root"])
-    tuner = Tuner(stage, worker, llm_records.load_tokenizer(root), settings["layout"])
     progress = Progress(stage.train, total)
-    _restore(tuner, progress, settings["resume_path"])
+    tuner = _build(settings, root, worker, progress)
     tracker = build_tracker(worker.is_first, root.stage("llm"), progress.step, total)
     shards = llm_records.record_shards(root, "train")
     per_epoch = steps_per_epoch(shards, stage, worker.world)
@@ -186,10 +186,16 @@ def _report(tuner: Tuner, progress: Progress, scores: dict[str, float]) -> None:
         ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _restore(tuner: Tuner, progress: Progress, path: str) -> None:
-    """Continue from Ray Train's latest checkpoint of this run, or from `path` when the run is new; else leave as is."""
-    latest = ray.train.get_checkpoint()
-    checkpoint = latest or (ray.train.Checkpoint(path) if path else None)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            progress.put_back(tuner.restore(Path(folder)))
+def _build(settings: dict[str, Any], root: Root, worker: Worker, progress: Progress) -> Tuner:
+    """The model, continued from Ray Train's latest checkpoint of this run, or from `resume_path` when it is new."""
+    config, path = settings["config"], settings["resume_path"]
+    tokenizer, layout = llm_records.load_tokenizer(root), settings["layout"]
+    checkpoint = ray.train.get_checkpoint() or (ray.train.Checkpoint(path) if path else None)
+    if checkpoint is None:
+        return Tuner(config.llm, worker, tokenizer, layout)
+    with checkpoint.as_directory() as folder:
+        said = read_progress(Path(folder))
+        tuner = Tuner(config.llm, worker, tokenizer, layout, said.get("universal", False))
+        tuner.restore(Path(folder))
+    progress.put_back(said)
+    return tuner

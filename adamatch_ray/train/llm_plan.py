@@ -1,17 +1,14 @@
 """What is settled before the language model is tuned: its tokenizer, its layout, and that all inputs fit (METHOD 4)."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from adamatch_ray.artifacts import Root, Stage
+from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import TextualCodebook
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
@@ -19,7 +16,6 @@ from adamatch_ray.engines.image_tokens import fingerprint, load_pretrained
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
 from adamatch_ray.models.llm import check_fit
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
-from adamatch_ray.train.llm_tuner import refuse_other_workers
 
 
 def plan_llm(root: Root, stage: LLMStage) -> TokenLayout:
@@ -45,19 +41,6 @@ def plan_llm(root: Root, stage: LLMStage) -> TokenLayout:
         tokenizer.save_pretrained(folder)
         root.stage("llm").upload(Path(folder), "tokenizer")
     return layout
-
-
-def check_resume(stage: Stage, run_name: str, resume: str, workers: int, zero_stage: int) -> None:
-    """Refuse, before anything runs, a checkpoint that other workers or another ZeRO stage wrote."""
-    if resume not in ("auto", "never"):
-        file = Path(resume) / "progress.json"
-        if not file.is_file():
-            raise ValueError(f"--resume {resume}: no checkpoint of tune_llm, it has no progress.json")
-        refuse_other_workers(json.loads(file.read_text()), workers, zero_stage, resume)
-    elif resume == "auto":
-        for name in _checkpoints(stage, f"training/{run_name}"):
-            if (text := stage.read_text(f"{name}/progress.json")) is not None:
-                refuse_other_workers(json.loads(text), workers, zero_stage, f"{stage.uri}/{name}")
 
 
 def _tokenizer(root: Root, stage: LLMStage, folder: str) -> PreTrainedTokenizerBase:
@@ -100,9 +83,3 @@ def _check_context(tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, stag
             f"a prompt with one image of {layout.image_tokens} tokens takes {needed}, the context of {name} is "
             f"{layout.context}: use a longer one, or a VQ-GAN with fewer tokens"
         )
-
-
-def _checkpoints(stage: Stage, folder: str) -> list[str]:
-    selector = pafs.FileSelector(f"{stage.path}/{folder}", allow_not_found=True)
-    found: list[Any] = stage.filesystem.get_file_info(selector)
-    return sorted(f"{folder}/{info.base_name}" for info in found if info.type == pafs.FileType.Directory)

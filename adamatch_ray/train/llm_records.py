@@ -120,7 +120,7 @@ def _labels(ids: np.ndarray, start: int) -> np.ndarray:
 
 
 def _to_table(records: Sequence[Example | Overlength]) -> pa.Table:
-    ids = [record.input_ids if isinstance(record, Example) else [] for record in records]
+    ids: list[Any] = [record.input_ids if isinstance(record, Example) else [] for record in records]
     starts = [record.response_start if isinstance(record, Example) else 0 for record in records]
     names, directions = ([getattr(record, name) for record in records] for name in ("study_id", "direction"))
     columns = [pa.array(values, kind) for values, kind in

@@ -1,6 +1,6 @@
 """One worker's language model under DeepSpeed: steps, scores, checkpoints, plain weights (METHOD 4, eqs. 10-11)."""
 
-import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from adamatch_ray.config import LLMStage
 from adamatch_ray.instructions import Example, pack
@@ -19,22 +20,28 @@ from adamatch_ray.models.llm_tokens import TokenLayout
 from adamatch_ray.train import optim
 from adamatch_ray.train.deepspeed_config import deepspeed_config
 from adamatch_ray.train.distributed import Worker, seed_step
-
-TAG = "deepspeed"
-"""Folder of DeepSpeed's files within a checkpoint."""
+from adamatch_ray.train.llm_checkpoint import TAG, read_progress, refuse_other_workers, write_progress
 
 
 class Tuner:
     """A language model, spread over the workers by DeepSpeed. Every worker makes each call at the same time."""
 
     def __init__(
-        self, stage: LLMStage, worker: Worker, tokenizer: PreTrainedTokenizerBase, layout: TokenLayout
+        self,
+        stage: LLMStage,
+        worker: Worker,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: TokenLayout,
+        universal: bool = False,
     ) -> None:
+        """`universal`: what is restored is a converted checkpoint, see `train.llm_checkpoint`."""
         import deepspeed
 
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        disable_progress_bar()
         if worker.device.type == "cpu":
             # An all-reduce for inference would be compiled first, for a minute or more, and never be used here.
-            setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (plain text would be taken for a class's own)
+            deepspeed.ops.__compatible_ops__ = {}
         self.stage, self.worker, self.tokenizer, self.layout = stage, worker, tokenizer, layout
         # In bf16 training the optimiser holds the fp32 copy; in fp32 training the weights themselves are it.
         dtype = stage.dtype if worker.bf16 else "float32"
@@ -46,7 +53,7 @@ class Tuner:
         self.engine: Any = deepspeed.initialize(
             model=ResponseLossModel(self.model),
             model_parameters=_parameter_groups(self.model, stage.train.weight_decay),
-            config=deepspeed_config(stage, worker.world, worker.device.type),
+            config=deepspeed_config(stage, worker.world, worker.device.type, universal),
         )[0]
 
     def step(self, parts: Sequence[Sequence[Example]], number: int, share: float, tokens: Tensor) -> Tensor:
@@ -87,19 +94,14 @@ class Tuner:
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         weights = self._plain_weights()
         if self.worker.is_first:
-            said = {**progress, "workers": self.worker.world, "zero_stage": self.stage.deepspeed.stage}
-            (folder / "progress.json").write_text(json.dumps(said))
+            write_progress(folder, progress, self.worker.world, self.stage.deepspeed.stage)
             save_llm(self.model, self.tokenizer, folder / "model", weights)
 
-    def restore(self, folder: Path) -> dict[str, Any]:
-        """Continue from a whole checkpoint; what was given to `save` as progress.
-
-        Raises ValueError when other workers or another ZeRO stage wrote it.
-        """
-        said = read_progress(folder, self.worker.world, self.stage.deepspeed.stage)
+    def restore(self, folder: Path) -> None:
+        """Continue from a whole checkpoint. Raises ValueError when other workers or another ZeRO stage wrote it."""
+        refuse_other_workers(read_progress(folder), self.worker.world, self.stage.deepspeed.stage, str(folder))
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         assert path is not None, f"{folder} has no {TAG}/"
-        return said
 
     def _total(self, records: Sequence[Example]) -> Tensor:
         """Summed loss of records. Without any, a forward pass that weighs nothing keeps the workers in step."""
@@ -128,27 +130,6 @@ class Tuner:
 def response_tokens(records: Iterable[Example]) -> int:
     """Tokens that are learnt."""
     return sum(len(record.input_ids) - record.response_start for record in records)
-
-
-def read_progress(folder: Path, workers: int, zero_stage: int) -> dict[str, Any]:
-    """What a checkpoint says of itself. Raises ValueError where this run could not continue it."""
-    file = folder / "progress.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is no checkpoint of tune_llm: it has no progress.json")
-    said: dict[str, Any] = json.loads(file.read_text())
-    refuse_other_workers(said, workers, zero_stage, str(folder))
-    return said
-
-
-def refuse_other_workers(said: dict[str, Any], workers: int, zero_stage: int, where: str) -> None:
-    """ValueError naming both sides and the fix, unless a checkpoint's progress is of so many workers and this stage."""
-    if (said["workers"], said["zero_stage"]) != (workers, zero_stage):
-        raise ValueError(
-            f"{where} was written by {said['workers']} worker(s) with ZeRO stage {said['zero_stage']}, this run has "
-            f"{workers} with stage {zero_stage}: go on with --scale.workers {said['workers']} "
-            f"--llm.deepspeed.stage {said['zero_stage']}, or begin from its weights with --resume never "
-            f"--run-name NAME --llm.name_or_path {where}/model"
-        )
 
 
 def _parameter_groups(model: PreTrainedModel, decay: float) -> list[dict[str, Any]]:
