@@ -179,6 +179,7 @@ GENERATION = pa.schema(
 
 cxr_to_report: `report` from the study's X-ray and `keywords`; with cycle, `cycle_image` from that report.
 report_to_cxr: `image` from the study's report and `keypatches`; with cycle, `cycle_report` from that image.
-`status` is "ok", "truncated: …" or "error: …"; a failed row keeps its place with what it has, the rest null.
-Keyword boxes are in pixels of the study's original image, keypatch boxes in pixels of their own source image.
+With cycle, the hints of the second half are there too. `status` is "ok", "truncated: …" or "error: …"; a failed row
+keeps its place with what it has, the rest null. Keyword boxes are in pixels of the X-ray they were found in (the
+study's original, or the drawn one), keypatch boxes in pixels of their own source image.
 """

@@ -140,8 +140,11 @@ def _digest(path: str) -> str:
 
     from adamatch_ray.data.sources import open_file
 
+    digest = hashlib.sha256()
     with open_file(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 
-from adamatch_ray.models import decoding
-from adamatch_ray.models.decoding import FoldedNeoX, NeoXSession, prefill
+from adamatch_ray.models import folded_neox
+from adamatch_ray.models.decoding import NeoXSession, prefill
+from adamatch_ray.models.folded_neox import FoldedNeoX
 from adamatch_ray.ops import decode_mix as op
 from adamatch_ray.ops.compile import CompilerUnavailable
 
@@ -138,5 +139,5 @@ def test_other_sizes_dtypes_and_missing_compilers_are_left_to_torch(monkeypatch:
     def unavailable(head_size: int, inner: int) -> bool:
         raise CompilerUnavailable("no C++ compiler")
 
-    monkeypatch.setattr(decoding, "takes", unavailable)
+    monkeypatch.setattr(folded_neox, "takes", unavailable)
     assert not FoldedNeoX(neox(32)).compiled

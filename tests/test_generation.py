@@ -19,7 +19,8 @@ from adamatch_ray.engines import local_backend
 from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend, choose
 from adamatch_ray.instructions import InstructionBuilder, instruction_texts
-from adamatch_ray.models.decoding import FoldedNeoX, NeoXSession, TransformersSession, prefill
+from adamatch_ray.models.decoding import NeoXSession, TransformersSession, prefill
+from adamatch_ray.models.folded_neox import FoldedNeoX
 from adamatch_ray.models.llm import LLMConfig, build_llm, layout_of
 from adamatch_ray.models.llm_tokens import TokenLayout, train_bpe_tokenizer
 

@@ -5,7 +5,7 @@ Answers mean nothing; that they come, stay the same and carry everything they sh
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +129,7 @@ def _add_codebooks(stages: Root, embedder: Embedder, studies: list[_Study]) -> N
     feature_KD = F.normalize((words.word_BND * words.mask_BN[..., None]).sum(1), dim=-1)
     TextualCodebook(ENTITIES, feature_KD, "adamatch-tiny").save(stage)
     images = embedder.images(np.stack([decode_png(study.image) for study in studies]))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, study in enumerate(studies):
         geometry = Geometry(study.height, study.width, 64)
         for word, patch in ((ENTITIES[number].text.split()[-1], 5), ("normal", 10)):

@@ -96,10 +96,9 @@ def copy_table(path: str, stage: Stage, limit: int = 0) -> Iterator[InputFile]:
     Image names are relative to the table's folder. A row without an id is known by its number.
     """
     path = path if sources.is_remote(path) else str(Path(path).resolve())
-    rows = (_table_row(row, path, number) for number, row in enumerate(manifest.read_table(path), start=1))
-    rows = islice(rows, limit or None)
+    listed = enumerate(islice(manifest.read_table(path), limit or None), start=1)
     number = 0
-    while part := list(islice(rows, TABLE_ROWS)):
+    while part := [_table_row(row, path, place) for place, row in islice(listed, TABLE_ROWS)]:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(part, schema=TABLE), buffer, compression="zstd")
         name = f"inputs/{number:05d}.parquet"

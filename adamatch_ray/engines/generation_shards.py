@@ -1,17 +1,14 @@
 """A shard of inputs to a shard of generated rows, whole or not at all (METHOD 4; the `generate` job)."""
 
-import hashlib
-import io
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from adamatch_ray.artifacts import Root
@@ -20,11 +17,13 @@ from adamatch_ray.engines.cycle import CycleEngine, ImageAnswer, ReportAnswer, r
 from adamatch_ray.engines.generation import OK
 from adamatch_ray.engines.generation_inputs import InputFile, Item, Slice, read_items
 from adamatch_ray.engines.matching import Keypatch, Keyword
+from adamatch_ray.engines.shards import identity_of, rows_of, write_shard
 from adamatch_ray.instructions import CXR_TO_REPORT
 from adamatch_ray.model_config import GenerationSettings
 from adamatch_ray.schema import GENERATION
 
 Row = dict[str, Any]
+Answers = tuple[ReportAnswer | ImageAnswer, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class ShardGenerator:
         self.root = Root(root)
         self.stage = self.root.stage("generations")
         self.device, self.settings, self.cycle, self.seed = device, settings, cycle, seed
-        self.versions = json.dumps(dict(versions), sort_keys=True)
+        self.versions = dict(versions)
 
     @cached_property
     def engine(self) -> CycleEngine:
@@ -104,35 +103,30 @@ class ShardGenerator:
     def make(self, shard: GenerationShard) -> MadeShard:
         """Make a shard, unless it is there."""
         identity = self._identity(shard)
-        if (statuses := self._statuses_of(shard.file, identity)) is not None:
-            return MadeShard(shard.file, shard.direction, statuses, 0.0, reused=True)
+        if rows_of(self.stage, shard.file, identity) is not None:
+            return MadeShard(shard.file, shard.direction, self._statuses_of(shard.file), 0.0, reused=True)
         engine, began = self.engine, time.monotonic()
         items = read_items(self.root, shard.slices, shard.direction, engine.canvas)
         rows = generate_rows(engine, shard.direction, items, self.seed, self.cycle)
-        statuses = dict(sorted(Counter(row["status"].partition(":")[0] for row in rows).items()))
         # Nothing of the hour or the machine is written, so that the same rows are the same bytes.
-        footer = {"identity": identity, "versions": self.versions, "statuses": json.dumps(statuses)}
-        buffer = io.BytesIO()
-        table = pa.Table.from_pylist(rows, schema=GENERATION.with_metadata(footer))
-        pq.write_table(table, buffer, compression="zstd")
-        self.stage.write_bytes(shard.file, buffer.getvalue())
+        schema = GENERATION.with_metadata({"versions": json.dumps(self.versions, sort_keys=True)})
+        write_shard(self.stage, shard.file, pa.Table.from_pylist(rows, schema=schema), identity)
+        statuses = _count(row["status"] for row in rows)
         return MadeShard(shard.file, shard.direction, statuses, time.monotonic() - began, reused=False)
 
     def _identity(self, shard: GenerationShard) -> str:
-        settings = {name: getattr(self.settings, name) for name in GenerationSettings.__dataclass_fields__}
+        settings = {item.name: getattr(self.settings, item.name) for item in fields(GenerationSettings)}
         del settings["batch_size"]  # a run that met its memory's limit goes on with smaller batches
-        decided_by = [shard.to_json(), self.versions, settings, self.cycle, self.seed]
-        return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
+        return identity_of(shard.to_json(), self.versions, settings, self.cycle, self.seed)
 
-    def _statuses_of(self, file: str, identity: str) -> dict[str, int] | None:
-        path = f"{self.stage.path}/{file}"
-        if self.stage.filesystem.get_file_info(path).type != pafs.FileType.File:
-            return None
-        found: dict[bytes, bytes] = pq.read_metadata(path, filesystem=self.stage.filesystem).metadata or {}
-        if found.get(b"identity") != identity.encode():
-            return None
-        statuses: dict[str, int] = json.loads(found[b"statuses"])
-        return statuses
+    def _statuses_of(self, file: str) -> dict[str, int]:
+        path, filesystem = f"{self.stage.path}/{file}", self.stage.filesystem
+        return _count(pq.read_table(path, columns=["status"], filesystem=filesystem)["status"].to_pylist())
+
+
+def _count(statuses: Iterable[str]) -> dict[str, int]:
+    """How often each first word of a status comes."""
+    return dict(sorted(Counter(status.partition(":")[0] for status in statuses).items()))
 
 
 def generate_rows(engine: CycleEngine, direction: str, items: Sequence[Item], seed: int, cycle: bool) -> list[Row]:
@@ -141,12 +135,12 @@ def generate_rows(engine: CycleEngine, direction: str, items: Sequence[Item], se
     good = [index for index, item in enumerate(items) if not item.problem]
     given: list[Any] = [items[index].given for index in good]
     own_seeds = [seeds[index] for index in good]
-    answers: Sequence[tuple[ReportAnswer | ImageAnswer, ...]]
+    answers: Sequence[Answers]
     if direction == CXR_TO_REPORT:
         answers = engine.image_cycle(given, own_seeds) if cycle else [(a,) for a in engine.reports(given, own_seeds)]
     else:
         answers = engine.report_cycle(given, own_seeds) if cycle else [(a,) for a in engine.images(given, own_seeds)]
-    made = dict(zip(good, answers, strict=True))
+    made: dict[int, Answers] = dict(zip(good, answers, strict=True))
     rows = []
     for index, item in enumerate(items):
         row: Row = dict.fromkeys(GENERATION.names)
@@ -155,7 +149,7 @@ def generate_rows(engine: CycleEngine, direction: str, items: Sequence[Item], se
     return rows
 
 
-def _columns(answers: Sequence[ReportAnswer | ImageAnswer]) -> Row:
+def _columns(answers: Answers) -> Row:
     """What one answer, or the two of a cycle, say of a row."""
     row: Row = {"status": _joint_status([answer.status for answer in answers])}
     for answer, prefix in zip(answers, ("", "cycle_"), strict=False):

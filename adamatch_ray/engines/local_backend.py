@@ -13,14 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adamatch_ray.models.decoding import (
-    DecodingSession,
-    FoldedNeoX,
-    NeoXSession,
-    TransformersSession,
-    prefill,
-    why_not_folded,
-)
+from adamatch_ray.models.decoding import DecodingSession, NeoXSession, TransformersSession, prefill
+from adamatch_ray.models.folded_neox import FoldedNeoX, why_not_folded
 
 
 @dataclass(frozen=True)
