@@ -1,6 +1,9 @@
 """Are the artifacts there, and do they belong together? Asked before anything starts, answered in one line."""
 
-from adamatch_ray.artifacts import JOBS, Manifest, Root
+import json
+
+from adamatch_ray.artifacts import JOBS, Root
+from adamatch_ray.model_config import VQGANConfig, from_dict
 from serve.protocol import Model, ModelsResponse
 
 SERVED = ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm")
@@ -17,20 +20,13 @@ def check(root: Root) -> ModelsResponse:
                     f"{root.uri}/{name} was made from another {parent}; "
                     f"run: python jobs/{JOBS[name]}.py --root {root.uri} --overwrite"
                 )
-    image_size, tokens = _sizes(manifests["vqgan"])
+    vqgan = from_dict(VQGANConfig, json.loads(root.stage("vqgan").read_bytes("model/config.json")))
     return ModelsResponse(
         models=[
             Model(name=name, fingerprint=manifests[name].fingerprint, version=manifests[name].version)
             for name in SERVED[1:]
         ],
         data=str(manifests["studies"].config.get("data", {}).get("source", "unknown")),
-        canvas=image_size,
-        image_tokens=tokens,
+        canvas=vqgan.image_size,
+        image_tokens=vqgan.tokens,
     )
-
-
-def _sizes(vqgan: Manifest) -> tuple[int, int]:
-    """Side of the VQ-GAN's canvas and codes of an image."""
-    settings = vqgan.config["vqgan"]
-    side = int(settings["image_size"])
-    return side, (side // 2 ** (len(settings["ch_mult"]) - 1)) ** 2

@@ -43,17 +43,15 @@ def dicom(*, part: str = "CHEST", pixels: bool = True, syntax: str = "1.2.840.10
     data.BodyPartExamined, data.PhotometricInterpretation, data.SamplesPerPixel = part, "MONOCHROME2", 1
     data.Rows, data.Columns = image.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
-    inner = data
-    for _ in range(nested):
-        child = Dataset()
-        inner.add_new(0x00081140, "SQ", [child])
-        inner[0x00081140].is_undefined_length = True
-        inner = child
     if pixels:
         data.PixelData = np.ascontiguousarray(image).tobytes()
     stream = io.BytesIO()
     pydicom.dcmwrite(stream, data, enforce_file_format=True)
-    return stream.getvalue()
+    whole = stream.getvalue()
+    start = 132 + 12 + struct.unpack("<I", whole[140:144])[0]
+    opening = bytes.fromhex("08004011 5351 0000 ffffffff feff00e0 ffffffff")
+    closing = bytes.fromhex("feff0de0 00000000 feffdde0 00000000")
+    return whole[:start] + opening * nested + closing * nested + whole[start:]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -204,7 +202,7 @@ def test_a_deflated_dicom_may_not_inflate_a_thousandfold() -> None:
         ("/v1/image", {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400),
         ("/v1/report", {"json": {}}, 415),
         ("/v1/report", {"content": b"xx", "headers": {"Content-Type": "multipart/form-data"}}, 400),
-        ("/v1/report", {"content": b"--b\r\nx", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400),
+        ("/v1/report", {"content": b"--b\r\nx", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 422),
         ("/v1/report", {"data": {"seed": "1"}, "files": {"picture": ("x", b"x")}}, 422),
         ("/v1/report", {"files": [("image", ("x", b"x")), ("image", ("y", b"y"))]}, 400),
         ("/v1/report", {"files": {"image": ("x", xray())}, "data": {"seed": "one"}}, 422),
@@ -297,7 +295,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout(models: FakeModels) -> None:
 
 def test_health_readiness_and_counters(client: TestClient, models: FakeModels) -> None:
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
-    models.failing["ready"] = [ActorDiedError()] * 2
+    models.failing["ready"] = [ActorDiedError()] * 8
     answer = client.get("/readyz")
     assert answer.status_code == 503 and "not ready" in answer.json()["deployments"].values()
     client.post("/v1/image", json={"report": REPORT})
