@@ -11,7 +11,7 @@ from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.schema import HINTS
 
 KEYWORDS, KEYPATCHES = 15, 5
-"""Hints kept of a study; a prompt may hold fewer."""
+"""Hints kept of a study, unless a prompt takes more; it may take fewer."""
 
 SPARE = 8
 """Asked-for keypatches for each that is kept: a train study's own patches are in the visual codebook, and dropped."""
@@ -26,12 +26,21 @@ class HintCache:
     names what it was made from, so one that is there is not made again, and a stale one is replaced.
     """
 
-    def __init__(self, root: str, device: str = "cpu", batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        root: str,
+        device: str = "cpu",
+        batch_size: int = 32,
+        *,
+        keywords: int = KEYWORDS,
+        keypatches: int = KEYPATCHES,
+    ) -> None:
         """Raises ValueError while `studies/`, `adamatch/` or `codebooks/` is unfinished."""
         stages = Root(root)
         self.studies, self.target = stages.stage("studies"), stages.stage("llm")
         parents = [stages.stage(name).require().fingerprint for name in ("studies", "adamatch", "codebooks")]
-        self.maker = [*parents, KEYWORDS, KEYPATCHES, SPARE]
+        self.keywords, self.keypatches = max(keywords, KEYWORDS), max(keypatches, KEYPATCHES)
+        self.maker = [*parents, self.keywords, self.keypatches, SPARE]
         self.engine = MatchingEngine.load(stages, device)
         self.batch_size = batch_size
 
@@ -48,10 +57,10 @@ class HintCache:
     def _hints(self, studies: pa.RecordBatch) -> pa.RecordBatch:
         rows = studies.to_pylist()
         images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in rows]
-        keywords = self.engine.keywords(images, KEYWORDS)
-        likenesses = self.engine.keypatches([row["report"] for row in rows], KEYPATCHES * SPARE)
+        keywords = self.engine.keywords(images, self.keywords)
+        likenesses = self.engine.keypatches([row["report"] for row in rows], self.keypatches * SPARE)
         entries = [
-            [found.entry for found in own if found.study_id != row["study_id"]][:KEYPATCHES]
+            [found.entry for found in own if found.study_id != row["study_id"]][: self.keypatches]
             for row, own in zip(rows, likenesses, strict=True)
         ]
         texts = [[keyword.text for keyword in own] for own in keywords]

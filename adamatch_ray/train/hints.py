@@ -9,10 +9,10 @@ from typing import Any
 import ray.data
 import torch
 
-from adamatch_ray.config import ScaleConfig
 from adamatch_ray.data.loading import calm_ray_data
 from adamatch_ray.engines.hints import HintCache
 from adamatch_ray.engines.shards import MadeShard
+from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.stages import StageRun
 
 SPLITS = ("train", "validate")
@@ -24,7 +24,7 @@ def make_hints(run: StageRun) -> dict[str, int]:
     wanted = {name: rows for name, rows in studies.files.items() if rows and name.startswith(SPLITS)}
     files: dict[str, int] = {}
     began = shown = time.monotonic()
-    for shard in _make(sorted(wanted), run.root.uri, run.config.scale, run.config.evaluate.batch_size):
+    for shard in _make(sorted(wanted), run):
         files[shard.file] = shard.rows
         now = time.monotonic()
         if now - shown > 5 or len(files) == len(wanted):
@@ -35,13 +35,14 @@ def make_hints(run: StageRun) -> dict[str, int]:
     return {f"hints/{name}": rows for name, rows in sorted(files.items())}
 
 
-def _make(files: list[str], root: str, scale: ScaleConfig, batch_size: int) -> Iterator[MadeShard]:
+def _make(files: list[str], run: StageRun) -> Iterator[MadeShard]:
     calm_ray_data()
+    scale, instructions = run.config.scale, run.config.llm.instructions
     actors = scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)
     shards = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
     made = shards.map_batches(
         _Maker,
-        fn_constructor_args=(root, scale.gpu, batch_size),
+        fn_constructor_args=(run.root.uri, scale.gpu, run.config.evaluate.batch_size, instructions),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(files))),
         num_cpus=scale.cpus_per_worker,
@@ -54,10 +55,11 @@ def _make(files: list[str], root: str, scale: ScaleConfig, batch_size: int) -> I
 class _Maker:
     """The actor: one AdaMatch, one shard after another."""
 
-    def __init__(self, root: str, gpu: bool, batch_size: int) -> None:
+    def __init__(self, root: str, gpu: bool, batch_size: int, shown: InstructionConfig) -> None:
         if not gpu:
             torch.set_num_threads(1)
-        self.cache = HintCache(root, "cuda" if gpu else "cpu", batch_size)
+        device = "cuda" if gpu else "cpu"
+        self.cache = HintCache(root, device, batch_size, keywords=shown.keywords, keypatches=shown.keypatches)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         made = self.cache.make(str(batch["file"][0]))._asdict()

@@ -70,8 +70,10 @@ class Progress:
         return {"step": self.step, "total": self.total, "minutes": self.minutes, "overlength": self.overlength}
 
     def put_back(self, saved: dict[str, Any]) -> None:
-        """Continue from what a checkpoint kept; where other workers take other steps, at the same share of the way."""
-        self.step, self.overlength = round(saved["step"] * self.total / saved["total"]), saved["overlength"]
+        """Continue from what a checkpoint kept; of a converted one, whose steps were others, at its share of the way."""
+        converted = saved.get("universal", False)
+        self.step = round(saved["step"] * self.total / saved["total"]) if converted else saved["step"]
+        self.overlength = saved["overlength"]
         self.earlier = self.minutes = saved["minutes"]
 
 

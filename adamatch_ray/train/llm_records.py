@@ -44,7 +44,7 @@ class RecordReader(loading.WindowReader):
         super().__init__(root)
         self.studies, self.tokens, self.hints = (stages.stage(name).path for name in ("studies", "tokens", "llm"))
         self.builder = InstructionBuilder(load_tokenizer(stages), layout, instructions)
-        self.keypatches = KeypatchTokens.load(stages.stage("tokens"))
+        self.keypatches = KeypatchTokens.load(stages.stage("tokens")) if instructions.keypatches else KeypatchTokens([])
 
     def read(self, window: loading.Window) -> Any:
         """The records of a window in their shuffled order, a table of `RECORD`."""
