@@ -1,6 +1,7 @@
 """The gallery: marks lie on the original image, the page needs nothing else, and everything on it is said as it is."""
 
 import io
+import os
 import re
 import shutil
 from pathlib import Path
@@ -192,3 +193,33 @@ def test_the_job_draws_the_first_studies_of_a_split(
     assert answer["studies"] == 2 and answer["output"].endswith("gallery/index.html")
     names = sorted(path.name for path in (tmp_path / "gallery").iterdir())
     assert names == ["001-keywords.png", "001-words.png", "002-keywords.png", "002-words.png", "index.html"]
+
+
+@pytest.mark.slow
+def test_pointing_at_a_word_or_moving_to_it_lights_its_box(phantom_views: list[StudyView], tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no chromium on this machine")
+    path = tmp_path / "index.html"
+    path.write_text(render_page(phantom_views, "t"))
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(path.as_uri())
+        study = page.locator(".study").first
+        word = study.locator("p.says .word:not(.top)").first
+        box = study.locator(f'g[data-mark="{word.get_attribute("data-mark")}"]')
+        assert not box.is_visible()
+        word.hover()
+        assert box.is_visible()
+        page.mouse.move(1, 1)
+        assert not box.is_visible()
+        page.keyboard.press("Tab")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.dataset.mark") == "w1"
+        assert study.locator('g[data-mark="w1"]').is_visible()
+        assert not complaints
+        browser.close()
