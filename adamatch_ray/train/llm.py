@@ -70,7 +70,7 @@ class Progress:
         return {"step": self.step, "total": self.total, "minutes": self.minutes, "overlength": self.overlength}
 
     def put_back(self, saved: dict[str, Any]) -> None:
-        """Continue from what a checkpoint kept; of a converted one, whose steps were others, at its share of the way."""
+        """Continue from what a checkpoint kept; a converted one, whose steps were others, at its share of the way."""
         converted = saved.get("universal", False)
         self.step = round(saved["step"] * self.total / saved["total"]) if converted else saved["step"]
         self.overlength = saved["overlength"]
