@@ -53,7 +53,7 @@ def _digest(path: str) -> str:
     if not sources.exists(path):
         raise ValueError(f"--evaluate.predictions {path}: no such file")
     with sources.open_file(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        return hashlib.sha256(stream.read()).hexdigest()[:16]
 
 
 def _spread(scale: "ScaleConfig") -> "Spread":
@@ -86,7 +86,7 @@ def _on_actors(settings: "MeterSettings", batches: "list[Sequence[Encoded]]", sc
     remote = ray.remote(
         num_cpus=scale.cpus_per_worker, num_gpus=int(scale.gpu), max_restarts=scale.max_failures, max_task_retries=-1
     )(ImageMeter)
-    actors = [remote.remote(settings) for _ in range(min(count, len(batches)))]
+    actors: list[Any] = [remote.remote(settings) for _ in range(min(count, len(batches)))]
     yield from ActorPool(actors).map(lambda actor, batch: actor.__call__.remote(batch), batches)
     for actor in actors:
         ray.kill(actor)

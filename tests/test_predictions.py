@@ -17,7 +17,7 @@ from adamatch_ray.data.predictions import Key, load_canvas, read_generations, re
 from adamatch_ray.schema import GENERATION
 
 COLUMNS = ("study_id", "report", "image")
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"study_id": "50414267", "report": "The heart is enlarged.", "image": "a.png"},
     {"study_id": "53189527", "report": "", "image": ""},
 ]
@@ -44,7 +44,7 @@ def test_the_same_rows_in_any_format_are_the_same_predictions(tmp_path: Path, na
 
 
 def test_whole_numbers_are_ids_and_null_and_nan_are_no_text(tmp_path: Path) -> None:
-    rows = [{"id": 1, "text": "Clear."}, {"id": 2, "text": None}, {"id": 3, "text": float("nan")}]
+    rows: list[dict[str, Any]] = [{"id": 1, "text": "Clear."}, {"id": 2, "text": None}, {"id": 3, "text": float("nan")}]
     found = read_predictions(write(tmp_path, "p.jsonl", rows), "id", "text", "image")
     assert found.reports == {Key("1"): "Clear."} and found.images is None
 
