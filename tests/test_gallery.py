@@ -28,7 +28,7 @@ SIZES = [(900, 300), (300, 900), (50, 40), (5000, 4000), (64, 64)]
 
 def mark(text: str = "effusion", score: float = 0.5, box: tuple[float, ...] = (10, 20, 30, 40)) -> Mark:
     x0, y0, x1, y1 = box
-    return Mark(text, score, (x0, y0, x1, y1), (x0 + 20, y0, x1 + 20, y1))
+    return Mark(text, score, (x0, y0, x1, y1), (x0 + 20, y0, x1 + 30, y1))
 
 
 def view_of(height: int, width: int, box: tuple[float, float, float, float], phantom: bool = True) -> StudyView:
@@ -151,6 +151,9 @@ def test_the_words_that_are_drawn_say_something_and_hide_none() -> None:
         mark("heart", 0.5, (30, 30, 40, 40)),
     ]
     assert spotlight(marks) == [1, 4]
+    assert spotlight([mark("nodule", 0.5, (5, 5, 5, 5)), mark("mass ", 0.4, (5, 5, 6, 5))]) == [0], (
+        "nor boxes of no area"
+    )
     assert spotlight(marks, frozenset({"heart", "the"})) == [0, 4]
 
 

@@ -179,7 +179,7 @@ def test_keypatches_are_ranked_distinct_and_the_best_of_their_words(
     report = reports_of(studies)[0]
     assert engine.visual is not None
     found = engine.keypatches([report], 5)[0]
-    assert found and len({patch.entry for patch in found}) == len(found)
+    assert found and len({patch.entry for patch in found}) == len({p.word.lower() for p in found}) == len(found)
     assert [p.score for p in found] == sorted((p.score for p in found), reverse=True)
     rows = engine.visual.table.to_pylist()
     for patch in found:

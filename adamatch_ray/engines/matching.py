@@ -133,8 +133,8 @@ class MatchingEngine:
     def keypatches(self, reports: Sequence[str], count: int = 5) -> list[list[Keypatch]]:
         """For each word of a report the best entry of the visual codebook; the `count` most similar, best first.
 
-        Words that denote no entity have none, as in the codebook. An entry, or nearly the same box of the same image,
-        is given once, with the word it matches best.
+        Words that denote no entity have none, as in the codebook. A word, an entry, and nearly the same box of the same
+        image are given once, where they match best.
         """
         if self.visual is None or self._entry_KD is None:
             raise ValueError("keypatches need the visual codebook; run: python jobs/build_codebooks.py")
@@ -227,7 +227,7 @@ def _lie_on(boxes_P4: NDArray[np.float32], image: CanvasImage) -> NDArray[np.boo
 
 
 def _shows_the_same(patch: Keypatch, other: Keypatch) -> bool:
-    if patch.entry == other.entry:
+    if patch.entry == other.entry or patch.word.lower() == other.word.lower():
         return True
     overlap = box_iou(np.array([patch.box]), np.array([other.box]))[0, 0]
     return patch.study_id == other.study_id and bool(overlap >= SAME_PLACE)

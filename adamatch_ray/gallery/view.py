@@ -9,6 +9,7 @@ from PIL import Image
 from adamatch_ray.codebooks import VisualCodebook
 from adamatch_ray.engines.localizing import canvas_image
 from adamatch_ray.engines.matching import Box, Keypatch, Keyword, Match, MatchingEngine
+from adamatch_ray.gallery.layout import drawn_box
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import box_iou
 
@@ -88,7 +89,7 @@ def spotlight(marks: Sequence[Mark], telling: frozenset[str] = frozenset()) -> l
     for n in sorted(range(len(marks)), key=lambda n: (-marks[n].score, n)):
         word, others = marks[n].text.lower(), [marks[k] for k in chosen]
         says = word in telling if telling else len(word) > 3
-        if says and all(word != o.text.lower() and _overlap(marks[n].box, o.box) < _SAME for o in others):
+        if says and all(word != o.text.lower() and _overlap(marks[n], o) < _SAME for o in others):
             chosen.append(n)
         if len(chosen) == DRAWN:
             break
@@ -123,8 +124,10 @@ def _of_keyword(keyword: Keyword, match: Match) -> Mark:
     return Mark(keyword.text, keyword.score, keyword.box, _box(match.fixed_boxes_P4[keyword.patch]))
 
 
-def _overlap(a: Box, b: Box) -> float:
-    return float(box_iou(np.array([a]), np.array([b]))[0, 0])
+def _overlap(a: Mark, b: Mark) -> float:
+    """Of the boxes as they are seen: one of no area still takes room, half of its fixed patch's."""
+    seen = [np.array([drawn_box(mark.box, (mark.fixed[2] - mark.fixed[0]) / 2)]) for mark in (a, b)]
+    return float(box_iou(*seen)[0, 0])
 
 
 def _box(corners_4: np.ndarray) -> Box:
