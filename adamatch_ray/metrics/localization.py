@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
 Array = NDArray[np.float64]
 Boxes = NDArray[np.floating]
 
