@@ -87,9 +87,9 @@ def pvt_stages(config: PVTConfig) -> list[ImageStage]:
 
 def pvt_parameters(config: PVTConfig) -> int:
     """All parameters of the image encoder, with its class token, last norm and head."""
-    width = config.dims[-1]
+    width = config.pooled_dim
     head = (width + 1) * config.num_classes
-    return sum(stage.parameters for stage in pvt_stages(config)) + 3 * width + head
+    return sum(stage.parameters for stage in pvt_stages(config)) + config.dims[-1] + 2 * width + head
 
 
 def _pvt_stage(config: PVTConfig, number: int) -> ImageStage:

@@ -35,6 +35,14 @@ class PVTConfig:
     )
     samples: int = option(3, "k of the k x k points sampled in an adaptive patch")
     num_classes: int = option(0, "outputs of the classification head (0: no head)")
+    pooling: Literal["token", "patches"] = option(
+        "token", "what is classified: the class token (paper), or each patch of stage 3, of which the strongest counts"
+    )
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of what the classification head reads."""
+        return self.dims[3] if self.pooling == "token" else self.dims[2]
 
     def __post_init__(self) -> None:
         for name in ("dims", "depths", "heads", "reductions", "mlp_ratios"):

@@ -147,6 +147,7 @@ def tiny_encoder() -> PyramidVisionTransformer:
             heads=(1, 2, 3, 4),
             reductions=(4, 2, 1, 1),
             mlp_ratios=(2, 2, 2, 2),
+            num_classes=14,
         )
     )
 

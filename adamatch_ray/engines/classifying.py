@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
 
 from adamatch_ray.artifacts import Root
 from adamatch_ray.model_config import PVTConfig, from_dict
@@ -31,12 +30,8 @@ class DiseaseClassifier:
     def __init__(self, model: PyramidVisionTransformer, name: str, device: str = "cpu") -> None:
         if model.head is None or model.head.out_features != len(CHEXPERT_LABELS):
             raise ValueError(f"a disease classifier has {len(CHEXPERT_LABELS)} outputs, one for each CheXpert label")
-        self.name, self.dimensions, self.device = name, model.head.in_features, torch.device(device)
-        self.size = model.config.image_size
-        self.head = model.head.to(self.device).eval()
-        # Without its head the model ends with the features that the head would read.
-        model.head = nn.Identity()  # type: ignore[assignment]
-        self.body = model.to(self.device).eval().requires_grad_(False)
+        self.name, self.dimensions, self.device = name, model.config.pooled_dim, torch.device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
 
     @classmethod
     def load(cls, root: Root, device: str = "cpu") -> "DiseaseClassifier":
@@ -52,6 +47,5 @@ class DiseaseClassifier:
     @torch.inference_mode()
     def __call__(self, canvas_BHW: NDArray[np.uint8]) -> Judgement:
         """Judge uint8 canvases [B, S, S]."""
-        feature_BD = self.body(model_input(canvas_BHW, self.size, self.device)).float()
-        probability_BL = self.head(feature_BD).sigmoid()
-        return Judgement(feature_BD.cpu().numpy(), probability_BL.cpu().numpy())
+        seen = self.model.judge(model_input(canvas_BHW, self.model.config.image_size, self.device))
+        return Judgement(seen.feature_BD.float().cpu().numpy(), seen.logit_BL.float().sigmoid().cpu().numpy())

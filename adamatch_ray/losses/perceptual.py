@@ -30,11 +30,9 @@ def stage_distance(encoder: PyramidVisionTransformer, last_stage: int = 2) -> Di
 
 
 def clinical_distance(encoder: PyramidVisionTransformer) -> Distance:
-    """Mean squared difference of the last stage's features, averaged over the image."""
+    """Mean squared difference of the features that the classifier judges an image by."""
     network = _frozen(encoder)
-    return partial(
-        feature_distance, lambda image: network.forward_stages(_as_input(image, network), 4)[-1].tokens_BPC.mean(1)
-    )
+    return partial(feature_distance, lambda image: network.judge(_as_input(image, network)).feature_BD)
 
 
 def lpips_distance(device: torch.device) -> Distance:

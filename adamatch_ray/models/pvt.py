@@ -1,5 +1,6 @@
 """Pyramid vision transformer (v1) with adaptive patches: the image encoder (METHOD 1.1)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from adamatch_ray.models.adapatch import EMBED_EPS, AdaPatch, PatchEmbed, cell_b
 
 BLOCK_EPS = 1e-6
 STAGES = 4
+POOLED_STAGE = 3
+"""Stage whose patches are classified when `pooling` says so: the one whose patches AdaMatch matches by default."""
 
 
 class StageOutput(NamedTuple):
@@ -26,6 +29,13 @@ class StageOutput(NamedTuple):
     """[P, 4] fp32, the cells of the stage's grid."""
     local_tokens_BPC: Tensor
     """[B, P, C] patch plus position embedding: nothing of the other patches of this stage has been mixed in yet."""
+
+
+class Judgement(NamedTuple):
+    """What the classification head reads of each image, averaged over it, [B, D], and its logits [B, num_classes]."""
+
+    feature_BD: Tensor
+    logit_BL: Tensor
 
 
 class Attention(nn.Module):
@@ -144,20 +154,36 @@ class PyramidVisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(1, STAGES + 1))
-        dim = config.dims[-1]
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.dims[-1]))
         trunc_normal_(self.cls_token, std=0.02)
-        self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.head = nn.Linear(dim, config.num_classes) if config.num_classes else None
+        self.norm = nn.LayerNorm(config.pooled_dim, eps=BLOCK_EPS)
+        self.head = nn.Linear(config.pooled_dim, config.num_classes) if config.num_classes else None
         if self.head is not None:
             init_linear(self.head)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Class logits [B, num_classes] of images [B, C, image_size, image_size]."""
+        return self.judge(image_BCHW).logit_BL
+
+    def judge(self, image_BCHW: Tensor) -> Judgement:
+        """Features and class logits of images. With `pooling` "patches" a class is seen where one patch shows it.
+
+        The logits are then the log-mean-exp over the patches of stage 3: a maximum with a gradient for every patch.
+        """
         if self.head is None:
             raise ValueError("this encoder has no head: set num_classes, or call forward_stages for its patches")
-        cls_BC = self._run(image_BCHW, STAGES)[1]
-        return self.head(self.norm(cls_BC))
+        if self.config.pooling == "token":
+            feature_BD = self.norm(self._run(image_BCHW, STAGES)[1])
+            return Judgement(feature_BD, self.head(feature_BD))
+        feature_BPD = self.norm(self.forward_stages(image_BCHW, POOLED_STAGE)[-1].tokens_BPC)
+        evidence_BPL = self.head(feature_BPD)
+        return Judgement(feature_BPD.mean(1), evidence_BPL.logsumexp(1) - math.log(evidence_BPL.shape[1]))
+
+    def freeze_unread(self) -> None:
+        """Data-parallel training waits for every trainable parameter's gradient; what `judge` leaves out has none."""
+        if self.config.pooling == "patches":
+            self.stages[POOLED_STAGE:].requires_grad_(False)
+            self.cls_token.requires_grad_(False)
 
     def forward_stages(self, image_BCHW: Tensor, last_stage: int = 3) -> list[StageOutput]:
         """Outputs of stages 1 to `last_stage` (1 to 4); later stages are not run."""

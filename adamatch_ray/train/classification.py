@@ -31,6 +31,7 @@ def classification_loop(settings: dict[str, Any]) -> None:
     model = PyramidVisionTransformer(settings["image"])
     if config.encoder.init:
         load_published(model, load_published_file(config.encoder.init), drop_head=True)
+    model.freeze_unread()
     model = model.to(worker.device)
     size = settings["image"].image_size
 
