@@ -1,10 +1,10 @@
 """The HTTP interface, /v1: a FastAPI application over a `Composition`, and the deployment that holds both.
 
-    POST /v1/report    image → report, keywords with boxes      (also as a stream of events)
-    POST /v1/image     report → PNG, keypatches                 (also as image/png)
-    POST /v1/cycle     image → report → image, or the other way round
-    POST /v1/match     image and report → word ↔ region
-    POST /v1/retrieve  image → reports, or report → images, of an indexed split
+POST /v1/report    image → report, keywords with boxes      (also as a stream of events)
+POST /v1/image     report → PNG, keypatches                 (also as image/png)
+POST /v1/cycle     image → report → image, or the other way round
+POST /v1/match     image and report → word ↔ region
+POST /v1/retrieve  image → reports, or report → images, of an indexed split
 """
 
 from importlib import resources
@@ -58,11 +58,12 @@ class Ingress:
         image_drawer: DeploymentHandle,
     ) -> None:
         self._settings, self._models = settings, models
-        self._handles = matcher, image_tokens, report_writer, image_drawer
+        self._matcher, self._tokens = matcher, image_tokens
+        self._writer, self._drawer = report_writer, image_drawer
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         measures = Measures()
-        composition = Composition(*self._handles, measures)
+        composition = Composition(self._matcher, self._tokens, self._writer, self._drawer, measures)
         # Serve's proxy names requests and says so in its answers; twice would be once too often.
         return make_app(self._settings, self._models, composition, measures, echo_id=False)
 
@@ -71,9 +72,7 @@ def make_app(
     settings: Settings, models: ModelsResponse, composition: Composition, measures: Measures, echo_id: bool = True
 ) -> ASGIApp:
     """The whole application, guard included. Runs without Ray as well, on any `Composition`."""
-    app = FastAPI(
-        title="adamatch_ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="adamatch_ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     decoder = Decoder(models.canvas, settings.max_pixels, settings.decode_timeout_s)
     add_routes(app, Service(settings, models, composition, measures, decoder))
     _add_page(app)

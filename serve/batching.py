@@ -37,7 +37,7 @@ class Batcher(Generic[Item, Answer]):
 
     async def _run_all(self) -> None:
         while self._waiting:
-            batch = []
+            batch: list[tuple[Item, asyncio.Future[Answer]]] = []
             while self._waiting and len(batch) < self._limit:
                 item, future = self._waiting.popleft()
                 if not future.done():

@@ -43,7 +43,7 @@ def build(settings: Settings, models: ModelsResponse) -> Application:
     }
 
     def deploy(kind: type, name: str, *arguments: object, **options: Any) -> Application:
-        return ray_serve.deployment(kind, name=name, **{**worker, **options}).bind(*arguments)
+        return ray_serve.deployment(name=name, **{**worker, **options})(kind).bind(*arguments)
 
     public = settings.model_copy(update={"token": type(settings.token)("")})  # only the ingress needs to know it
     return deploy(

@@ -68,9 +68,7 @@ class Composition:
             request_id=request_id,
         )
 
-    async def report(
-        self, image: CanvasImage, seed: int, request_id: str, second: bool = False
-    ) -> ReportResponse:
+    async def report(self, image: CanvasImage, seed: int, request_id: str, second: bool = False) -> ReportResponse:
         """image → report."""
         keywords, codes = await self.read(image)
         return await self.write(image, keywords, codes, seed, request_id, second)
@@ -122,9 +120,7 @@ class Composition:
         found = await asyncio.gather(*map(state, handles.values()))
         return dict(zip(handles, found, strict=True))
 
-    async def _draw(
-        self, report: str, seed: int, request_id: str, second: bool = False
-    ) -> tuple[ImageResponse, Any]:
+    async def _draw(self, report: str, seed: int, request_id: str, second: bool = False) -> tuple[ImageResponse, Any]:
         keypatches, reference = await self._call("keypatches", self._matcher.keypatches, report)
         codes, status = await self._call("draw", self._drawer.image, report, reference, seed, second)
         _refuse_failed(status)

@@ -5,7 +5,6 @@ its compressed frame's), and how far a deflated DICOM would inflate.
 """
 
 import asyncio
-import io
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor

@@ -37,7 +37,7 @@ class ReportFields(Request):
     """Form fields beside the image of /v1/report."""
 
     seed: Seed = 0
-    explain: bool = Field(False, description="also match the words of the report to regions of the image")
+    explain: bool = Field(default=False, description="also match the words of the report to regions of the image")
 
 
 class SeedFields(Request):
@@ -55,7 +55,7 @@ class MatchFields(Request):
 class RetrieveFields(Request):
     """Form fields beside the image of /v1/retrieve."""
 
-    k: int = Field(5, ge=1, le=50, description="how many studies")
+    k: int = Field(default=5, ge=1, le=50, description="how many studies")
 
 
 class ImageRequest(Request):
@@ -69,7 +69,7 @@ class RetrieveRequest(Request):
     """Body of /v1/retrieve where it starts from a report."""
 
     report: ReportText
-    k: int = Field(5, ge=1, le=50, description="how many studies")
+    k: int = Field(default=5, ge=1, le=50, description="how many studies")
 
 
 class ImageSize(BaseModel):
@@ -96,7 +96,7 @@ class Keypatch(BaseModel):
     score: float
     study_id: str
     box: Box = Field(description="in pixels of the training image it was cut from")
-    crop: str | None = Field(None, description="the region itself, base64 PNG")
+    crop: str | None = Field(default=None, description="the region itself, base64 PNG")
 
 
 class Word(BaseModel):
@@ -131,8 +131,8 @@ class ReportResponse(BaseModel):
     keywords: list[Keyword]
     image: ImageSize
     image_tokens: list[int] = Field(description="VQ-GAN codes of the X-ray, row by row")
-    match: MatchResponse | None = Field(None, description="with explain")
-    preview: str | None = Field(None, description="with explain: the X-ray as the models see it, base64 PNG")
+    match: MatchResponse | None = Field(default=None, description="with explain")
+    preview: str | None = Field(default=None, description="with explain: the X-ray as the models see it, base64 PNG")
     seed: int
     request_id: str
 

@@ -14,20 +14,24 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: str = Field("runs/phantom", description="artifacts of a finished pipeline, a local folder or s3://…")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="device of every model")
-    gpus_per_replica: float = Field(0.0, ge=0, description="share of a GPU that each model's replica reserves")
-    threads: int = Field(1, ge=1, description="CPU threads of each replica")
-    batch: int = Field(16, ge=1, description="most requests that go through a model together")
-    max_requests: int = Field(64, ge=1, description="requests at work in an ingress replica; more are told to wait")
-    timeout_s: float = Field(120.0, gt=0, description="longest time an answer may take")
-    decode_timeout_s: float = Field(20.0, gt=0, description="longest time the decoding of an upload may take")
-    max_upload_mb: int = Field(32, ge=1, description="largest request body")
-    max_megapixels: int = Field(50, ge=1, description="largest image; its size is read before it is decoded")
-    max_report_chars: int = Field(4000, ge=1, description="longest report")
-    index_split: str = Field("test", pattern="^(train|validate|test)$", description="split that /v1/retrieve searches")
-    index_studies: int = Field(256, ge=0, description="most studies in that index (0: no retrieval)")
-    token: SecretStr = Field(SecretStr(""), description="bearer token; better set as ADAMATCH_TOKEN")
+    root: str = Field(default="runs/phantom", description="artifacts of a finished pipeline, a local folder or s3://…")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="device of every model")
+    gpus_per_replica: float = Field(default=0.0, ge=0, description="share of a GPU that each model's replica reserves")
+    threads: int = Field(default=1, ge=1, description="CPU threads of each replica")
+    batch: int = Field(default=16, ge=1, description="most requests that go through a model together")
+    max_requests: int = Field(
+        default=64, ge=1, description="requests at work in an ingress replica; more are told to wait"
+    )
+    timeout_s: float = Field(default=120.0, gt=0, description="longest time an answer may take")
+    decode_timeout_s: float = Field(default=20.0, gt=0, description="longest time the decoding of an upload may take")
+    max_upload_mb: int = Field(default=32, ge=1, description="largest request body")
+    max_megapixels: int = Field(default=50, ge=1, description="largest image; its size is read before it is decoded")
+    max_report_chars: int = Field(default=4000, ge=1, description="longest report")
+    index_split: str = Field(
+        default="test", pattern="^(train|validate|test)$", description="split that /v1/retrieve searches"
+    )
+    index_studies: int = Field(default=256, ge=0, description="most studies in that index (0: no retrieval)")
+    token: SecretStr = Field(default=SecretStr(""), description="bearer token; better set as ADAMATCH_TOKEN")
 
     @property
     def max_body(self) -> int:

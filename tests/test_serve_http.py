@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +34,14 @@ def xray(kind: str = "PNG", side: int = 120) -> bytes:
 def dicom(*, part: str = "CHEST", pixels: bool = True, syntax: str = "1.2.840.10008.1.2.1", nested: int = 0) -> bytes:
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID
 
     image = (generate(1, 5, 128).image.astype(np.uint16) * 16)[:100, :100]
     data = Dataset()
     data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.file_meta.TransferSyntaxUID = UID(syntax)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1.1")
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = UID("1.2.3")
     data.BodyPartExamined, data.PhotometricInterpretation, data.SamplesPerPixel = part, "MONOCHROME2", 1
     data.Rows, data.Columns = image.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
@@ -73,7 +75,7 @@ def client(models: FakeModels) -> Iterator[TestClient]:
         yield client
 
 
-def form(image: bytes | None = None, **fields: object) -> dict[str, object]:
+def form(image: bytes | None = None, **fields: object) -> dict[str, Any]:
     return {"files": {"image": ("x", image or xray())}, "data": {name: str(value) for name, value in fields.items()}}
 
 
@@ -213,9 +215,9 @@ def test_a_deflated_dicom_may_not_inflate_a_thousandfold() -> None:
     ],
 )
 def test_a_bad_request_is_a_problem_that_repeats_nothing(
-    client: TestClient, path: str, options: dict[str, object], status: int
+    client: TestClient, path: str, options: dict[str, Any], status: int
 ) -> None:
-    answer = client.post(path, **options)  # type: ignore[arg-type]
+    answer = client.post(path, **options)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
     problem = answer.json()

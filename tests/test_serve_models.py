@@ -39,13 +39,16 @@ def client(settings: Settings) -> Iterator[TestClient]:
     """The deployments in this process, each in its own thread as in a replica, under the real HTTP layer."""
 
     def local(kind: type, name: str) -> ray_serve.handle.DeploymentHandle:
-        bound = ray_serve.deployment(kind, name=name, max_ongoing_requests=64).bind(settings)
+        bound = ray_serve.deployment(name=name, max_ongoing_requests=64)(kind).bind(settings)
         return ray_serve.run(bound, name=name, route_prefix=None, _local_testing_mode=True)
 
-    handles = [local(Matcher, "m"), local(ImageTokens, "t"), local(LanguageModel, "w"), local(LanguageModel, "d")]
+    matcher, tokens = local(Matcher, "m"), local(ImageTokens, "t")
+    writer, drawer = local(LanguageModel, "w"), local(LanguageModel, "d")
     measures = Measures()
     models = check(Root(settings.root))
-    with TestClient(make_app(settings, models, Composition(*handles, measures), measures)) as client:
+    with TestClient(
+        make_app(settings, models, Composition(matcher, tokens, writer, drawer, measures), measures)
+    ) as client:
         yield client
 
 
@@ -111,7 +114,9 @@ def test_a_crowd_gets_the_answers_each_would_get_alone(client: TestClient, engin
 def test_words_point_at_regions_of_the_upload(client: TestClient) -> None:
     match = post_image(client, "/v1/match", 3, report=REPORT)
     width, height = match["image"]["width"], match["image"]["height"]
-    assert [REPORT[w["start"] : w["end"]].lower() for w in match["words"]] == [w["text"].lower() for w in match["words"]]
+    assert [REPORT[w["start"] : w["end"]].lower() for w in match["words"]] == [
+        w["text"].lower() for w in match["words"]
+    ]
     boxes = np.array(match["boxes"])
     assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
     for word, row in zip(match["words"], match["similarity"], strict=True):
