@@ -171,7 +171,10 @@ def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     model, train, spread = _llm_sizes(config), config.llm.train, config.llm.deepspeed
     parameters, workers, batch = arithmetic.neox_parameters(model), config.scale.workers, train.batch_size
     length = min(model.positions, PROMPT_TOKENS + config.vqgan.tokens + REPORT_TOKENS)
-    share = zero_bytes(parameters, workers, spread.stage, spread.offload_optimizer == "cpu")
+    rank = config.llm.lora.rank  # adapters on the four matrices of a layer; both ends are tuned for their new rows
+    trained = 16 * rank * model.width * model.layers + 2 * model.vocab * model.width if rank else parameters
+    share = zero_bytes(trained, workers, spread.stage, spread.offload_optimizer == "cpu")
+    share += 2 * (parameters - trained) / (workers if spread.stage == 3 else 1)
     edge = 2 * length * model.width
     inside = 34 * length * model.width
     kept = batch * (edge * model.layers + inside if config.llm.gradient_checkpointing else inside * model.layers)
@@ -181,16 +184,17 @@ def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     per_epoch = 2 * counts.train // together
     steps = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
     step_s = 6 * parameters * length * batch * spread.accumulate / (hardware.bf16 * hardware.llm_share)
-    stored = 2 * 14 * parameters + 2 * parameters
+    stored = 2 * (2 * parameters + 12 * trained) + 2 * parameters
     lines = (
-        f"parameters {millions(parameters)}",
+        f"parameters {millions(parameters)}, {millions(trained)} of them tuned",
         f"record     {PROMPT_TOKENS} prompt + {config.vqgan.tokens} image + {REPORT_TOKENS} report = {length} tokens",
         f"steps      2 x {counts.train:,} // {together} records = {per_epoch:,} an epoch, {steps:,} in all",
         f"a step     6 x {millions(parameters)} x {length} x {batch * spread.accumulate} / "
         f"({hardware.bf16 / 1e12:g} T/s x {hardware.llm_share}) = {step_s:.3g} s",
         f"memory     ZeRO-{spread.stage} over {workers}: {size(share)} + activations {size(kept)} + logits "
         f"{batch} x {config.vqgan.tokens} x {model.vocab:,} x 6 B = {size(logits)} + 1.5 GB = {size(memory)}",
-        f"storage    2 checkpoints x 14 B + model 2 B, x {millions(parameters)} = {size(stored)}",
+        f"storage    2 checkpoints x (2 B x {millions(parameters)} + 12 B x {millions(trained)}) + model 2 B x "
+        f"{millions(parameters)} = {size(stored)}",
     )
     return Plan("llm", steps * step_s, memory, stored, f"arithmetic on the {hardware.name}", lines)
 
