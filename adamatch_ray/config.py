@@ -285,7 +285,8 @@ def load_config(source: str, overrides: Mapping[str, str] | None = None) -> RunC
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{name}: {first['msg']} (got {first['input']!r})") from None
+        given = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+        raise ValueError(f"{name}: {first['msg']}{given}") from None
 
 
 def to_yaml(config: RunConfig) -> str:
