@@ -107,6 +107,9 @@ class AdaMatchConfig:
     image_heads: Literal["mixed", "local", "both"] = option(
         "mixed", "patches matched after the stage's attention (paper), before it, or both with the losses averaged"
     )
+    finding_weight: float = option(
+        0.0, "weight of an auxiliary term: single patches must show the labelled findings (needs image.pooling patches)"
+    )
     temperature: float = option(0.07, "initial contrastive temperature")
     negatives: Literal["global", "local"] = option("global", "negatives from all workers, or from the own batch only")
 

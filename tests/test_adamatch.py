@@ -191,3 +191,18 @@ def test_the_parts_are_named_as_they_are_saved(tiny_sizes: AdaMatchSizes, tokeni
     assert {"image_heads.mixed.norm.weight", "image_heads.local.project.weight"} <= model.state_dict().keys()
     assert not [name for name in model.state_dict() if "continuation" in name or "special" in name]
     assert isinstance(model.text_head, nn.Linear)
+
+
+def test_the_auxiliary_term_judges_the_patches_that_are_matched(
+    tiny_sizes: AdaMatchSizes, tokenizer: PreTrainedTokenizerBase, reports: tuple[str, ...]
+) -> None:
+    sizes = replace(tiny_sizes, image=replace(tiny_sizes.image, pooling="patches"))
+    assert embed(build(sizes, tokenizer), tokenizer, reports).finding_BL is None
+    model = build(sizes, tokenizer, finding_weight=1.0).train()
+    found = embed(model, tokenizer, reports)
+    assert found.finding_BL is not None and found.finding_BL.shape == (4, 14)
+    loss = contrastive_loss(found, torch.arange(4)).loss + found.finding_BL.sum()
+    loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    with pytest.raises(ValueError, match=r"--image\.pooling patches"):
+        build(tiny_sizes, tokenizer, finding_weight=1.0)

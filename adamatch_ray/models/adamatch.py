@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConfig, from_dict, to_json
 from adamatch_ray.models import text_encoder
-from adamatch_ray.models.pvt import PyramidVisionTransformer, Stage
+from adamatch_ray.models.pvt import POOLED_STAGE, PyramidVisionTransformer, Stage, StageOutput
 from adamatch_ray.models.text_encoder import TextEncoder, Tokens
+from adamatch_ray.schema import CHEXPERT_LABELS
 
 
 class ImageEmbeddings(NamedTuple):
@@ -37,11 +38,12 @@ class TextEmbeddings(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """Both sides of a batch of pairs, and the temperature."""
+    """Both sides of a batch of pairs, the temperature, and with `finding_weight` the findings' logits [B, 14]."""
 
     image: ImageEmbeddings
     text: TextEmbeddings
     temperature: Tensor
+    finding_BL: Tensor | None = None
 
 
 _KINDS: dict[str, type] = {"image": PVTConfig, "text": TextEncoderConfig, "adamatch": AdaMatchConfig}
@@ -74,10 +76,7 @@ class AdaMatch(nn.Module):
 
     def embed_images(self, image_BCHW: Tensor) -> ImageEmbeddings:
         """Patches of images in [-1, 1], [B, 3, S, S] with S = `image.image_size`."""
-        stage = self.image.forward_stages(image_BCHW, last_stage=self.sizes.adamatch.stage)[-1]
-        features = {"mixed": stage.tokens_BPC, "local": stage.local_tokens_BPC}
-        heads = tuple(F.normalize(self.image_heads[name](features[name]).float(), dim=-1) for name in self.head_names)
-        return ImageEmbeddings(heads, stage.boxes_BP4, stage.fixed_boxes_P4)
+        return self._project(self._matched_stage(image_BCHW))
 
     def embed_reports(self, tokens: Tokens) -> TextEmbeddings:
         """Words of reports (see `text_encoder.tokenize`)."""
@@ -88,7 +87,17 @@ class AdaMatch(nn.Module):
         """Embeddings of B image-report pairs; the loss over them is `losses.contrastive`."""
         # A learnt temperature below 0.01 makes the softmax a hard maximum and its gradients explode.
         temperature = self.log_temperature.exp().clamp(min=0.01, max=1.0)
-        return Embeddings(self.embed_images(image_BCHW), self.embed_reports(tokens), temperature)
+        stage = self._matched_stage(image_BCHW)
+        findings = None if self.image.head is None else self.image.judge_patches(stage.tokens_BPC).logit_BL
+        return Embeddings(self._project(stage), self.embed_reports(tokens), temperature, findings)
+
+    def _matched_stage(self, image_BCHW: Tensor) -> StageOutput:
+        return self.image.forward_stages(image_BCHW, last_stage=self.sizes.adamatch.stage)[-1]
+
+    def _project(self, stage: StageOutput) -> ImageEmbeddings:
+        features = {"mixed": stage.tokens_BPC, "local": stage.local_tokens_BPC}
+        heads = tuple(F.normalize(self.image_heads[name](features[name]).float(), dim=-1) for name in self.head_names)
+        return ImageEmbeddings(heads, stage.boxes_BP4, stage.fixed_boxes_P4)
 
 
 class _ImageHead(nn.Module):
@@ -116,8 +125,10 @@ class _ImageHead(nn.Module):
 
 def _freeze_unused(image: PyramidVisionTransformer, config: AdaMatchConfig) -> None:
     """Data-parallel training waits for the gradient of every trainable parameter, so those without a part have none."""
-    unused: list[nn.Module] = [image.norm, *image.stages[config.stage :]]
-    if config.image_heads == "local":
+    unused: list[nn.Module] = [*image.stages[config.stage :]]
+    if image.head is None:
+        unused.append(image.norm)
+    if config.image_heads == "local" and image.head is None:
         matched = image.stages[config.stage - 1]
         assert isinstance(matched, Stage)
         unused.append(matched.blocks)
@@ -127,7 +138,17 @@ def _freeze_unused(image: PyramidVisionTransformer, config: AdaMatchConfig) -> N
 
 
 def image_config(image: PVTConfig, adamatch: AdaMatchConfig) -> PVTConfig:
-    """The image encoder's configuration with AdaPatch switched as `adamatch.adapatch` says."""
+    """The image encoder's configuration with AdaPatch and the findings' head as AdaMatch wants them.
+
+    Raises ValueError where the auxiliary term has no patches to judge.
+    """
+    if adamatch.finding_weight > 0:
+        if image.pooling != "patches" or adamatch.stage != POOLED_STAGE:
+            raise ValueError(
+                f"adamatch.finding_weight judges the patches of stage {POOLED_STAGE}: set --image.pooling patches and "
+                f"--adamatch.stage {POOLED_STAGE}, or --adamatch.finding_weight 0"
+            )
+        image = replace(image, num_classes=len(CHEXPERT_LABELS))
     return image if adamatch.adapatch else replace(image, adapatch_stages=())
 
 

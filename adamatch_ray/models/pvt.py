@@ -175,7 +175,12 @@ class PyramidVisionTransformer(nn.Module):
         if self.config.pooling == "token":
             feature_BD = self.norm(self._run(image_BCHW, STAGES)[1])
             return Judgement(feature_BD, self.head(feature_BD))
-        feature_BPD = self.norm(self.forward_stages(image_BCHW, POOLED_STAGE)[-1].tokens_BPC)
+        return self.judge_patches(self.forward_stages(image_BCHW, POOLED_STAGE)[-1].tokens_BPC)
+
+    def judge_patches(self, tokens_BPC: Tensor) -> Judgement:
+        """As `judge`, with `pooling` "patches", from the tokens of stage 3."""
+        assert self.head is not None and self.config.pooling == "patches"
+        feature_BPD = self.norm(tokens_BPC)
         evidence_BPL = self.head(feature_BPD)
         return Judgement(feature_BPD.mean(1), evidence_BPL.logsumexp(1) - math.log(evidence_BPL.shape[1]))
 

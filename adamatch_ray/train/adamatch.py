@@ -19,6 +19,7 @@ from adamatch_ray.model_config import TextEncoderConfig
 from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.inputs import model_input, random_crops
 from adamatch_ray.models.pvt_published import load_published, load_published_file
+from adamatch_ray.train.classification import masked_bce, targets
 from adamatch_ray.train.distributed import Worker, current_worker
 from adamatch_ray.train.loop import Loss, Task, run
 
@@ -43,7 +44,12 @@ def adamatch_loop(settings: dict[str, Any]) -> None:
         embeddings = wrapped(image, tokens)
         group = torch.tensor([report_group(r) for r in batch["report"]], device=worker.device)
         result = contrastive_loss(embeddings, group, worker.rank, worker.gather(config.adamatch.negatives))
-        return Loss(result.loss, {"accuracy": result.accuracy, "temperature": embeddings.temperature})
+        shown = {"accuracy": result.accuracy, "temperature": embeddings.temperature}
+        if embeddings.finding_BL is None:
+            return Loss(result.loss, shown)
+        labels = targets(batch["labels"], config.encoder).to(worker.device)
+        shown["findings"] = masked_bce(embeddings.finding_BL.float(), labels)
+        return Loss(result.loss + config.adamatch.finding_weight * shown["findings"], shown)
 
     def validate(worker: Worker) -> dict[str, float]:
         split = embed_split(model, tokenizer, root.stage("studies"), "validate", config.evaluate.batch_size)
