@@ -107,6 +107,9 @@ class AdaMatchConfig:
     image_heads: Literal["mixed", "local", "both"] = option(
         "mixed", "patches matched after the stage's attention (paper), before it, or both with the losses averaged"
     )
+    words: Literal["all", "entities", "findings"] = option(
+        "all", "words that training aligns: all (paper), those of the lexicon's entities, or of its diseases and signs"
+    )
     finding_weight: float = option(
         0.0, "weight of an auxiliary term: single patches must show the labelled findings (needs image.pooling patches)"
     )

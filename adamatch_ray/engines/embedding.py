@@ -1,7 +1,7 @@
 """Images and reports to AdaMatch embeddings, batch in, batch out: used by validation, evaluation and matching."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +106,17 @@ def _report_word(text: str, offsets: list[tuple[int, int]], rows: list[int], num
         end += 1  # the report was cut inside this word
     span = slice(rows[0], rows[-1] + 1) if unit == "wordpiece" else slice(number, number + 1)
     return ReportWord(text[begin:end], slice(begin, end), span)
+
+
+def rows_of_words(
+    tokenizer: PreTrainedTokenizerBase, reports: Sequence[str], config: TextEncoderConfig, chosen: Collection[str]
+) -> list[list[int]]:
+    """Of each report the rows of `word_BND[b]` whose whole words, in lower case, are among the chosen ones."""
+    spans = word_spans(tokenizer, reports, config)
+    return [
+        [row for word in words if word.text.lower() in chosen for row in range(word.rows.start, word.rows.stop)]
+        for words in spans
+    ]
 
 
 def whole_words(word_ND: Tensor, words: Sequence[ReportWord]) -> Tensor:

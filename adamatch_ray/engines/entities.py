@@ -162,6 +162,13 @@ def denoting_words(
     return frozenset(word for phrase in phrases for word in phrase if not _is_filler(word))
 
 
+def lexicon_words(groups: Collection[str] = GROUPS) -> frozenset[str]:
+    """Words that denote entities of these groups of the project's lexicon, filler left out."""
+    lexicon = read_lexicon()
+    texts = {term for group in groups for term in lexicon[group]}
+    return denoting_words(texts, {group: lexicon[group] for group in groups})
+
+
 def _plural(phrase: str) -> str:
     """The regular English plural of a phrase's last word."""
     if re.search(r"[^aeiou]y$", phrase):

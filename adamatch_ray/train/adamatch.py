@@ -10,13 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adamatch_ray.artifacts import Root
+from adamatch_ray.codebooks import GROUPS
 from adamatch_ray.config import RunConfig
 from adamatch_ray.data import loading
-from adamatch_ray.engines.embedding import embed_split
+from adamatch_ray.engines.embedding import embed_split, rows_of_words
+from adamatch_ray.engines.entities import lexicon_words
 from adamatch_ray.losses.contrastive import contrastive_loss
 from adamatch_ray.metrics.retrieval import recall_full, score_pairs
 from adamatch_ray.model_config import TextEncoderConfig
 from adamatch_ray.models import adamatch, text_encoder
+from adamatch_ray.models.adamatch import TextEmbeddings
 from adamatch_ray.models.inputs import model_input, random_crops
 from adamatch_ray.models.pvt_published import load_published, load_published_file
 from adamatch_ray.train.classification import masked_bce, targets
@@ -37,11 +40,16 @@ def adamatch_loop(settings: dict[str, Any]) -> None:
     _initialise(model, root, config.adamatch.init)
     model = model.to(worker.device)
 
+    chosen = aligned_words(config.adamatch.words)
+
     def loss(wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator, worker: Worker) -> Loss:
         crops = random_crops(len(batch["image"]), train.crop, generator)
         image = model_input(batch["image"], config.image.image_size, worker.device, crops)
         tokens = text_encoder.tokenize(tokenizer, batch["report"], config.text.max_tokens).to(worker.device)
         embeddings = wrapped(image, tokens)
+        if chosen is not None:
+            rows = rows_of_words(tokenizer, list(batch["report"]), config.text, chosen)
+            embeddings = embeddings._replace(text=only_rows(embeddings.text, rows))
         group = torch.tensor([report_group(r) for r in batch["report"]], device=worker.device)
         result = contrastive_loss(embeddings, group, worker.rank, worker.gather(config.adamatch.negatives))
         shown = {"accuracy": result.accuracy, "temperature": embeddings.temperature}
@@ -66,6 +74,20 @@ def adamatch_loop(settings: dict[str, Any]) -> None:
         save_model=lambda folder: adamatch.save(model, tokenizer, folder),
     )
     run(task, settings, worker)
+
+
+def aligned_words(words: str) -> frozenset[str] | None:
+    """The words that `adamatch.words` names; None for all."""
+    groups = {"all": None, "entities": GROUPS, "findings": ("Disease_disorder", "Sign_symptom")}[words]
+    return None if groups is None else lexicon_words(groups)
+
+
+def only_rows(text: TextEmbeddings, rows: list[list[int]]) -> TextEmbeddings:
+    """Let only these words of each report take part in the alignment; a report without any keeps all of its words."""
+    chosen_BN = torch.zeros_like(text.mask_BN)
+    for b, found in enumerate(rows):
+        chosen_BN[b, found or slice(None)] = True
+    return text._replace(mask_BN=text.mask_BN & chosen_BN)
 
 
 def report_group(report: str) -> int:
