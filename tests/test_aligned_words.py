@@ -17,7 +17,6 @@ def test_the_lexicon_names_findings_and_leaves_filler_out() -> None:
     entities, findings = aligned_words("entities"), aligned_words("findings")
     assert entities is not None and findings is not None and findings < entities
     assert {"effusion", "nodule", "cardiomegaly"} <= findings
-    assert "diaphragm" in entities and "diaphragm" not in findings
     assert not {"the", "is", "no", "of", "there"} & entities
 
 
