@@ -153,18 +153,19 @@ def _add_matching(app: FastAPI, service: Service) -> None:
 
 
 def _add_information(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", responses=responses(401))
+    @app.get("/v1/models", responses=responses(401), summary="The models behind this service")
     def models() -> ModelsResponse:
         """What is served, with the fingerprints of the trained stages."""
         return service.models
 
-    @app.get("/v1/samples", responses=responses(401))
+    @app.get("/v1/samples", responses=responses(401), summary="Samples")
     def list_samples() -> list[Sample]:
         """Phantoms to try the service with."""
         return [drawn.sample for drawn in samples().values()]
 
     @app.get(
         "/v1/samples/{name}.png",
+        summary="Picture of a sample",
         response_class=Response,
         responses={**responses(401, 404), 200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}},
     )
@@ -179,14 +180,19 @@ def _add_information(app: FastAPI, service: Service) -> None:
     def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", response_model=ReadyResponse, responses={503: {"model": ReadyResponse}})
+    @app.get(
+        "/readyz",
+        response_model=ReadyResponse,
+        responses={503: {"model": ReadyResponse}},
+        summary="Are the models ready?",
+    )
     async def readyz() -> JSONResponse:
-        """Are the models behind it?"""
+        """The state of each deployment; 503 while one is missing."""
         states = await service.composition.states()
         ready = all(state == "ready" for state in states.values())
         return JSONResponse({"ready": ready, "deployments": states}, 200 if ready else 503)
 
-    @app.get("/metrics", response_class=Response, responses=responses(401))
+    @app.get("/metrics", response_class=Response, responses=responses(401), summary="Counters")
     def metrics() -> Response:
         """Prometheus text format: this ingress replica alone."""
         return Response(service.measures.text(), media_type="text/plain; version=0.0.4")

@@ -128,18 +128,19 @@ def test_pointing_at_a_word_lights_its_region_and_back(open_page: Any) -> None:
     assert "Keyword" in page.inner_text("#caption")
 
 
-def test_an_upload_is_read_and_drawn_back(open_page: Any) -> None:
+def test_an_upload_is_read_and_drawn_back(open_page: Any, models: FakeModels) -> None:
     page = open_page()
     ready(page)
+    models.delay = 0.1
     page.set_input_files("#file", png())
-    page.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
+    page.locator("#exhibit[data-state=loading]").wait_for()
     ready(page)
     page.click("#back")
     page.wait_for_selector("#return:not([hidden]) img")
     assert page.locator("#pair figure").count() == 2 and page.locator("#patches li").count() == 1
     shot(page, "desktop-back")
     page.click("#again")
-    page.wait_for_function("document.querySelector('#words').innerText.includes('Draft 1')")
+    page.locator("#words", has_text="Draft 1").wait_for()
 
 
 def test_a_report_is_drawn_and_read_back(open_page: Any) -> None:

@@ -3,7 +3,7 @@
 export class Problem extends Error {
   constructor({ title = "No answer", detail = "The service cannot be reached.", status = 0, request_id = "" }) {
     super(detail);
-    Object.assign(this, { title, status, requestId: request_id });
+    Object.assign(this, { title, detail, status, requestId: request_id });
   }
 }
 

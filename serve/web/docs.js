@@ -26,7 +26,8 @@ function table(schema) {
 
 function example(method, path, content) {
   const url = `${location.origin}${new URL(".", location).pathname.slice(0, -1)}${path}`;
-  if (content["multipart/form-data"]) return `curl -F image=@xray.png ${url}`;
+  const form = content["multipart/form-data"]?.schema;
+  if (form) return `curl -F image=@xray.png ${form.required.includes("report") ? '-F report="There is a large right pleural effusion." ' : ""}${url}`;
   if (content["application/json"]) return `curl --json '{"report": "There is a large right pleural effusion."}' ${url}`;
   return `curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${url}`;
 }
