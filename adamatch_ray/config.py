@@ -101,7 +101,9 @@ class AdaMatchStage(AdaMatchConfig):
 class CodebooksConfig:
     """Keywords and keypatches of the train split (METHOD 2)."""
 
-    backend: Literal["ner", "lexicon"] = option("ner", "who finds entities in reports: a language model, or our lexicon")
+    backend: Literal["ner", "lexicon"] = option(
+        "ner", "who finds entities in reports: a token classifier, or our lexicon"
+    )
     ner: str = option("d4data/biomedical-ner-all", "hub name or folder of the token classifier (ner)")
     min_score: float = option(0.7, "lowest confidence of an entity (ner)")
     per_group: int = option(100, "most frequent entities kept of each group")
@@ -222,7 +224,9 @@ class EvaluateConfig:
     id_column: str = option("study_id", "predictions column: study id (a column dicom_id is read where there is one)")
     report_column: str = option("report", "predictions column: report")
     image_column: str = option("image", "predictions column: image path, relative to the file")
-    meteor: Literal["auto", "nltk", "java", "both", "none"] = option("auto", "which METEOR; auto: each that is installed")
+    meteor: Literal["auto", "nltk", "java", "both", "none"] = option(
+        "auto", "which METEOR; auto: whichever is installed"
+    )
     extractor: Literal["encoder", "densenet", "inception"] = option("encoder", "whose features FID compares")
     extractor_weights: str = option("", "weights file of densenet (torchxrayvision) or inception")
     niqe: str = option("", "NIQE parameters, .npz of an earlier run or LIVE's .mat; default: fitted on train images")

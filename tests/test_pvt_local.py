@@ -1,4 +1,4 @@
-"""The encoder that keeps to the place: blocks that mix neighbours only, and findings that are seen in single patches."""
+"""The encoder that keeps to the place: blocks mix neighbours only, and findings are seen in single patches."""
 
 from dataclasses import replace
 

@@ -51,7 +51,8 @@ def packed_attention_mask(segment_ids: Tensor) -> Tensor:
 def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
     """Cross-entropy on response tokens (eqs. 10-11) for any causal language model of transformers.
 
-    Logits of at most an eighth of the positions exist at a time; the backward pass makes them again. ValueError if no token of the batch is a response, or if the model bends its logits after the head.
+    Logits of at most an eighth of the positions exist at a time; the backward pass makes them again. ValueError if no
+    token of the batch is a response, or if the model bends its logits after the head.
     """
     head = _plain_head(model)
     hidden_RTH = model.base_model(
