@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,10 +20,11 @@ def main(nodes: int, cpus: int, lose_when: str, job: str, arguments: list[str]) 
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": True, "object_store_memory": 80_000_000},
-    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     added = [cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000) for _ in range(nodes)]
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
