@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from adamatch_ray.data.phantom import generate
 from serve.settings import Settings, resolve
 
 PORT = 8123
+_TEXT = "There is a large right pleural effusion. The heart is normal in size."
 
 
 class Load(NamedTuple):
@@ -35,24 +36,33 @@ class Load(NamedTuple):
 
 
 def rows(root: str, clients: int = 16, seconds: float = 60.0) -> list[dict[str, Any]]:
-    """Reports a second with `clients` at once, batched and one by one; the chain's p50 over the engine's own time."""
+    """Answers a second with `clients` at once, batched and one by one; the chain's p50 over the engine's own time."""
     uploads = [upload(index) for index in range(32)]
-    found = {}
-    for name, batch in (("one by one", 1), ("batched", max(clients, 16))):
-        with running(resolve(Settings(root=root, batch=batch, max_requests=4 * clients))):
-            found[name] = load(uploads, clients, seconds)
-            if name == "batched":
-                served = [_timed(uploads[index % len(uploads)], 0)[1] for index in range(20)]
-    offline = _offline(root, uploads[:20])
-    overhead = statistics.median(served) - statistics.median(offline)
-    batched, single = found["batched"], found["one by one"]
-    return [
-        {"what": f"POST /v1/report, {clients} clients, {seconds:.0f} s", "ours": batched.per_second,
-         "peer": single.per_second, "ratio": batched.per_second / single.per_second, "unit": "reports/s",
-         "p50_s": batched.p50, "p95_s": batched.p95, "statuses": batched.statuses, "peer_statuses": single.statuses},
-        {"what": "chain's own overhead, one client, p50", "ours": overhead * 1e3, "unit": "ms",
-         "served_ms": statistics.median(served) * 1e3, "offline_ms": statistics.median(offline) * 1e3},
-    ]  # fmt: skip
+    found: dict[str, dict[str, Load]] = {"/v1/report": {}, "/v1/image": {}}
+    served: list[float] = []
+    for name, batch in (("one by one", 1), ("batched", clients)):
+        with running(resolve(Settings(root=root, batch=batch, max_requests=4 * clients))) as url:
+            found["/v1/report"][name] = load(lambda seed: ask_report(url, uploads[seed % 32], seed), clients, seconds)
+            found["/v1/image"][name] = load(lambda seed: ask_image(url, _TEXT, seed), clients, seconds)
+            served = [_timed(lambda i: ask_report(url, uploads[i], 0), index)[1] for index in range(20)]
+    lines = [_throughput(path, seen["batched"], seen["one by one"], clients, seconds) for path, seen in found.items()]
+    served_ms, offline_ms = statistics.median(served) * 1e3, statistics.median(_offline(root, uploads[:20])) * 1e3
+    overhead = {"what": "chain's own overhead, one client, p50", "ours": served_ms - offline_ms, "unit": "ms"}
+    return [*lines, {**overhead, "served_ms": served_ms, "offline_ms": offline_ms}]
+
+
+def _throughput(path: str, batched: Load, single: Load, clients: int, seconds: float) -> dict[str, Any]:
+    return {
+        "what": f"POST {path}, {clients} clients, {seconds:.0f} s, batched against one by one",
+        "ours": batched.per_second,
+        "peer": single.per_second,
+        "ratio": batched.per_second / single.per_second,
+        "unit": "answers/s",
+        "p50_s": batched.p50,
+        "p95_s": batched.p95,
+        "statuses": batched.statuses,
+        "peer_statuses": single.statuses,
+    }
 
 
 @contextmanager
@@ -71,14 +81,14 @@ def running(settings: Settings, port: int = PORT) -> Iterator[str]:
         ray_serve.shutdown()
 
 
-def load(uploads: list[bytes], clients: int, seconds: float) -> Load:
-    """Each client sends its next request when it has its answer; each request has its own seed."""
+def load(ask: Callable[[int], int], clients: int, seconds: float) -> Load:
+    """Each client sends its next request when it has its answer; `ask(seed)` gives a status, each seed comes once."""
     deadline = time.monotonic() + seconds
 
     def client(number: int) -> list[tuple[int, float]]:
         seen: list[tuple[int, float]] = []
         while time.monotonic() < deadline:
-            seen.append(_timed(uploads[(number + len(seen)) % len(uploads)], 1000 * number + len(seen)))
+            seen.append(_timed(ask, number + clients * len(seen)))
         return seen
 
     started = time.monotonic()
@@ -99,6 +109,17 @@ def upload(index: int) -> bytes:
     return stream.getvalue()
 
 
+def ask_report(url: str, image: bytes, seed: int) -> int:
+    """The status of one report."""
+    return post(f"{url}/v1/report", image, seed=seed)[0]
+
+
+def ask_image(url: str, report: str, seed: int) -> int:
+    """The status of one drawing."""
+    body = json.dumps({"report": report, "seed": seed}).encode()
+    return _send(f"{url}/v1/image", body, "application/json")[0]
+
+
 def post(url: str, image: bytes, **fields: object) -> tuple[int, dict[str, Any]]:
     """A form with an image, by the standard library: status and the JSON that came."""
     boundary = uuid.uuid4().hex
@@ -106,18 +127,21 @@ def post(url: str, image: bytes, **fields: object) -> tuple[int, dict[str, Any]]
              for name, value in fields.items()]  # fmt: skip
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'.encode()
     body = b"".join(parts) + head + image + f"\r\n--{boundary}--\r\n".encode()
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return _send(url, body, f"multipart/form-data; boundary={boundary}")
+
+
+def _send(url: str, body: bytes, kind: str) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=300) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": kind}), timeout=300) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         text = error.read()
         return error.code, json.loads(text) if text.startswith(b"{") else {}
 
 
-def _timed(image: bytes, seed: int) -> tuple[int, float]:
+def _timed(ask: Callable[[int], int], seed: int) -> tuple[int, float]:
     started = time.perf_counter()
-    status, _ = post(f"http://127.0.0.1:{PORT}/v1/report", image, seed=seed)
+    status = ask(seed)
     return status, time.perf_counter() - started
 
 

@@ -22,8 +22,8 @@ def test_no_request_breaks_the_service(case: Any) -> None:
         answer,
         checks=[
             schemathesis.checks.not_a_server_error,
-            schemathesis.openapi.checks.status_code_conformance,
-            schemathesis.openapi.checks.content_type_conformance,
-            schemathesis.openapi.checks.response_schema_conformance,
+            schemathesis.checks.status_code_conformance,
+            schemathesis.checks.content_type_conformance,
+            schemathesis.checks.response_schema_conformance,
         ],
     )

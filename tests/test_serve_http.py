@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,26 @@ def test_a_deflated_dicom_may_not_inflate_a_thousandfold() -> None:
     packed = packer.compress(bytes(64 << 20)) + packer.flush()
     answer = client.post("/v1/report", **form(small[:start] + packed))
     assert answer.status_code == 413 and "deflated" in answer.json()["detail"]
+
+
+def test_memory_is_back_after_a_storm_of_bad_input(client: TestClient) -> None:
+    packer = zlib.compressobj(9, wbits=-15)
+    bomb = dicom(syntax="1.2.840.10008.1.2.1.99")[:400] + packer.compress(bytes(64 << 20)) + packer.flush()
+    storm = [png_header(20_000, 20_000), bomb, dicom(nested=3000), xray("JPEG")[:900], bytes(8 << 20)]
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def blow() -> None:
+        assert all(client.post("/v1/report", **form(data)).status_code < 500 for data in storm)
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    blow()
+    before = resident()
+    for _ in range(5):
+        blow()
+    assert resident() - before < 64 << 20
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,12 @@ def _statuses_while_a_replica_dies(url: str, image: bytes, deployment: str) -> l
 
 
 def _replica_process(deployment: str) -> int:
+    import ray
     from ray.util.state import list_actors
 
-    found: list[Any] = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-    (process,) = [actor.pid for actor in found if deployment in actor.class_name or f"#{deployment}#" in actor.name]
+    address = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
+    found: list[Any] = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
+    (process,) = [actor.pid for actor in found if f":{deployment}" in actor.class_name]
     return int(process)
 
 
