@@ -158,7 +158,9 @@ class PyramidVisionTransformer(nn.Module):
         trunc_normal_(self.cls_token, std=0.02)
         self.norm = nn.LayerNorm(config.pooled_dim, eps=BLOCK_EPS)
         self.head = nn.Linear(config.pooled_dim, config.num_classes) if config.num_classes else None
-        if self.head is not None:
+        # Patches that all show next to nothing share their gradient evenly, and no place is learnt for epochs: the head
+        # of single patches keeps the larger weights it is made with.
+        if self.head is not None and config.pooling == "token":
             init_linear(self.head)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
