@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check quick clean
+.PHONY: demo test check quick drill clean
 
 demo: $(VENV)/.installed  ## run the pipeline on built-in phantoms
 	$(RUN) jobs/pipeline.py
@@ -15,6 +15,9 @@ test: $(VENV)/.installed  ## all tests
 
 quick: $(VENV)/.installed  ## the tests that need neither Ray nor patience
 	$(RUN) -m pytest -m "not ray and not slow"
+
+drill: $(VENV)/.installed  ## faults and lost nodes: minutes each, on a quiet machine
+	$(RUN) -m pytest -s -m drill
 
 check: $(VENV)/.installed  ## the one gate: format, lint, types, tests
 	$(VENV)/bin/ruff format --check .

@@ -83,6 +83,7 @@ def calm(studies_root: Path, tiny_yaml: Path, tmp_path_factory: pytest.TempPathF
     return outcome(f"{folder}/run"), time.monotonic() - began
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 @pytest.mark.parametrize("victim", ["driver", "ray::RayTrainWorker", "ray::MapWorker(MapBatches(WindowReader))"])
 def test_training_ends_the_same_whoever_is_killed(
@@ -113,6 +114,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
         yield server
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 def test_training_in_s3_ends_the_same_when_requests_fail_and_the_server_goes_away(
     server: LoopbackS3, calm: tuple[Outcome, float], studies_root: Path, tiny_yaml: Path, tmp_path: Path, table: Table

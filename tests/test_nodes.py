@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from drill import REPOSITORY, see_through
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.drill, pytest.mark.ray, pytest.mark.slow]
 
 EPOCHS = 30
 

@@ -207,6 +207,7 @@ def run_job(name: str, *arguments: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.drill
 @pytest.mark.ray
 @pytest.mark.slow
 def test_one_command_gives_the_same_metrics_in_s3_as_on_a_disk(
