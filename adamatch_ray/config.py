@@ -74,7 +74,6 @@ class TrainConfig:
     released_lamb: bool = option(False, "LAMB as in the authors' code: eps 1e-4, no bias correction, always adapt")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 on GPUs, fp32 on CPUs")
     crop: float = option(0.8, "smallest area of the random resized crop in training (1: no crop)")
-    workers: int = option(0, "workers of this training (0: scale.workers)")
     seed: int = option(0, "seed of initial weights, order of studies and crops")
     checkpoint_steps: int = option(0, "also save every so many steps (0: at the end of each epoch only)")
     validate_epochs: int = option(1, "score the validate split every so many epochs (the last always)")

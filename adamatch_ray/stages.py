@@ -54,7 +54,7 @@ class StageRun:
         if name == "encoder":  # the ablation without adaptive patches needs its own encoder
             self.settings["adapatch"] = command.config.adamatch.adapatch
         if name in ("encoder", "adamatch", "vqgan", "llm"):  # they set the global batch
-            self.settings["workers"] = getattr(command.config, name).train.workers or command.config.scale.workers
+            self.settings["workers"] = command.config.scale.workers
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
         self._lease: Lease | None = None

@@ -53,7 +53,7 @@ def test_finished_stages_are_skipped_and_say_so(root: Path, capsys: pytest.Captu
         ("studies", "data.seed", "3", "data.seed: 0 -> 3"),
         ("encoder", "encoder.train.epochs", "99", "encoder.train.epochs"),
         ("encoder", "adamatch.adapatch", "false", "adapatch: True -> False"),
-        ("encoder", "encoder.train.workers", "5", r"workers: \d -> 5"),
+        ("encoder", "scale.workers", "5", r"workers: \d -> 5"),
         ("adamatch", "text.max_tokens", "50", "text.max_tokens"),
         ("metrics", "evaluate.split", "train", "evaluate.split: 'test' -> 'train'"),
     ],

@@ -13,8 +13,6 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch shows every progress line twice
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task is told of once, by the job
     "TOKENIZERS_PARALLELISM": "false",
-    # Small models on a busy machine lose whole time slices when two threads wait for each other in every operation.
-    "OMP_NUM_THREADS": "1",
 }
 
 

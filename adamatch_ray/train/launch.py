@@ -33,7 +33,7 @@ def fit_stage(
     scale = run.config.scale
     if not per_epoch:
         shards = loading.list_shards(run.root.stage("studies"), "train")
-        per_epoch = loading.steps_per_epoch(shards, train.batch_size, train.workers or scale.workers)
+        per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers)
     total = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
     start_ray(scale, dashboard=True)
     resume = run.command.resume
@@ -45,7 +45,7 @@ def fit_stage(
         "resume_path": resume if resume not in ("auto", "never") else "",
         **extra,
     }
-    result = _fit(run, loop, settings, score, train.workers or run.config.scale.workers)
+    result = _fit(run, loop, settings, score)
     assert result.checkpoint is not None and result.metrics is not None
     steps = result.metrics["step"]
     if steps != total and not result.metrics.get("out_of_time"):
@@ -58,14 +58,14 @@ def fit_stage(
 
 
 def _fit(
-    run: StageRun, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], score: str, workers: int
+    run: StageRun, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], score: str
 ) -> ray.train.Result:
     scale = run.config.scale
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=scale.gpu, resources_per_worker=_resources(scale)
+            num_workers=scale.workers, use_gpu=scale.gpu, resources_per_worker=_resources(scale)
         ),
         run_config=ray.train.RunConfig(
             name=run.command.run_name,
