@@ -1,7 +1,7 @@
 """usage: python jobs/benchmark.py NAME... [--quick] [options]
 
 Measure parts of the project against named peers in the same run: late_interaction, ingest, vqgan_encode, metrics,
-llm_loss, generate_image_tokens. Each row is {name, ours, peer, ratio, unit, hardware, versions, date}; with --root
+llm_loss, generate_image_tokens, scaling. Each row is {name, ours, peer, ratio, unit, hardware, versions, date}; with --root
 the rows are also written to <root>/benchmarks/<NAME>.json. --quick takes smaller inputs and fewer repeats: it shows
 that a benchmark runs, its figures mean little.
 """
@@ -96,6 +96,12 @@ def _generate_image_tokens(quick: bool) -> Rows:
     return generate_image_tokens()
 
 
+def _scaling(quick: bool) -> Rows:
+    from adamatch_ray.train import bench_scaling
+
+    return bench_scaling.rows(16, 2) if quick else bench_scaling.rows()
+
+
 BENCHMARKS: dict[str, Callable[[bool], Rows]] = {
     "late_interaction": _late_interaction,
     "ingest": _ingest,
@@ -103,6 +109,7 @@ BENCHMARKS: dict[str, Callable[[bool], Rows]] = {
     "metrics": _metrics,
     "llm_loss": _llm_loss,
     "generate_image_tokens": _generate_image_tokens,
+    "scaling": _scaling,
 }
 
 
