@@ -1,9 +1,9 @@
 """usage: python jobs/benchmark.py NAME... [--quick] [options]
 
 Measure parts of the project against named peers in the same run: late_interaction, ingest, vqgan_encode, metrics,
-llm_loss, generate_image_tokens, scaling. Each row is {name, ours, peer, ratio, unit, hardware, versions, date}; with --root
-the rows are also written to <root>/benchmarks/<NAME>.json. --quick takes smaller inputs and fewer repeats: it shows
-that a benchmark runs, its figures mean little.
+llm_loss, generate_image_tokens, scaling. Each row is {name, ours, peer, ratio, unit, hardware, versions, date}; with
+--root the rows are also written to <root>/benchmarks/<NAME>.json. --quick takes smaller inputs and fewer repeats: it
+shows that a benchmark runs, its figures mean little.
 """
 
 import json
