@@ -109,6 +109,8 @@ def run_as_command(main: Callable[[Sequence[str]], Mapping[str, Any] | None]) ->
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     if result is not None:
+        if (ray := sys.modules.get("ray")) is not None:
+            ray.shutdown()  # what workers still have to say must not come after the answer
         print(json.dumps(result), flush=True)
 
 

@@ -181,5 +181,7 @@ def run_job(job: str, arguments: list[str]) -> dict[str, Any]:
         raise ValueError(
             f"{job} failed (exit {done.returncode}); go on with: python jobs/{job}.py {' '.join(arguments)}"
         )
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    # Libraries may print as the job's process ends, after its answer.
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    answer: dict[str, Any] = json.loads(lines[-1])
     return answer
