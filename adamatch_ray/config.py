@@ -68,6 +68,7 @@ class TrainConfig:
     batch_size: int = option(112, "studies per worker and step")
     optimizer: Literal["lamb", "adamw"] = option("lamb", "optimiser")
     lr: float = option(6e-3, "peak learning rate")
+    box_lr: float = option(1.0, "learning rate of what places adaptive patches, as a share of that of the rest")
     weight_decay: float = option(3e-2, "weight decay (none on biases, norms, position embeddings, temperature)")
     warmup: float = option(0.25, "share of the steps with rising learning rate; cosine decay follows")
     clip: float = option(0.0, "largest gradient norm (0: no clipping besides the optimiser's own)")

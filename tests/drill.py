@@ -90,16 +90,16 @@ def wait_until(moment: Callable[[], Any], process: subprocess.Popen[str], log: P
         time.sleep(0.02)
 
 
-def kill_part(process: subprocess.Popen[str], title: str) -> int:
-    """kill -9 the first process under `process` whose command line holds `title`; its id."""
-    parts = {process.pid: psutil.Process(process.pid)}
+def kill_part(process: int, title: str) -> int:
+    """kill -9 the first process under that of id `process` whose command line holds `title`; its id."""
+    parts = {process: psutil.Process(process)}
     with_children(parts)
     for part in parts.values():
         try:
             words = " ".join(part.cmdline())
         except psutil.NoSuchProcess:
             continue
-        if title in words and part.pid != process.pid:
+        if title in words and part.pid != process:
             os.kill(part.pid, signal.SIGKILL)
             return part.pid
     raise AssertionError(f"no {title} among {len(parts)} processes")

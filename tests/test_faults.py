@@ -96,7 +96,7 @@ def test_training_ends_the_same_whoever_is_killed(
     with running(command, log) as process:
         wait_until(lambda: list((root / "adamatch" / "training").glob("*/checkpoint_*")), process, log)
         if victim != "driver":
-            kill_part(process, victim)
+            kill_part(process.pid, victim)
             assert answer(process, log)["status"] == "done"
     if victim == "driver":  # leaving `running` has killed it and all that it had started
         assert Root(str(root)).stage("adamatch").manifest() is None

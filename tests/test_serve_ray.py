@@ -1,7 +1,6 @@
 """The real thing: `serve run`, HTTP through Serve's proxy, replicas that die, and the production file."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from drill import kill_part
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,22 +102,12 @@ def _statuses_while_a_replica_dies(url: str, image: bytes, deployment: str) -> l
     for thread in threads:
         thread.start()
     time.sleep(2)
-    os.kill(_replica_process(deployment), signal.SIGKILL)
+    kill_part(os.getpid(), f"ray::ServeReplica:adamatch:{deployment}")
     time.sleep(8)
     ended.set()
     for thread in threads:
         thread.join()
     return statuses
-
-
-def _replica_process(deployment: str) -> int:
-    import ray
-    from ray.util.state import list_actors
-
-    address = ray.get_runtime_context().gcs_address  # another Ray may run on this machine
-    found: list[Any] = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
-    (process,) = [actor.pid for actor in found if f":{deployment}" in actor.class_name]
-    return int(process)
 
 
 def _wait_until(condition: Any, seconds: float = 60.0) -> None:

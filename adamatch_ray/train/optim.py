@@ -9,21 +9,25 @@ from torch import nn
 from adamatch_ray.config import TrainConfig
 
 
+PLACING = (".patch_embed.predictor.", ".patch_embed.offsets.", ".patch_embed.size_bias")
+"""Parameters that decide where adaptive patches lie (eqs. 1 and 2)."""
+
+
 def build_optimizer(model: nn.Module, train: TrainConfig, global_batch_size: int) -> torch.optim.Optimizer:
     """LAMB or AdamW; biases, norms, position embeddings and the temperature are not decayed."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or "cls_token" in name or ".position" in name
-            (kept if plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+            share = train.box_lr if any(part in name for part in PLACING) else 1.0
+            groups.setdefault((0.0 if plain else train.weight_decay, share), []).append(parameter)
+    listed = [{"params": found, "weight_decay": decay, "share": share} for (decay, share), found in groups.items()]
     lr = peak_lr(train, global_batch_size)
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(listed, lr=lr, fused=True)
     if train.released_lamb:
-        return Lamb(groups, lr=lr, eps=1e-4, bias_correction=False, max_grad_norm=None, always_adapt=True)
-    return Lamb(groups, lr=lr)
+        return Lamb(listed, lr=lr, eps=1e-4, bias_correction=False, max_grad_norm=None, always_adapt=True)
+    return Lamb(listed, lr=lr)
 
 
 def peak_lr(train: TrainConfig, global_batch_size: int) -> float:
@@ -40,9 +44,9 @@ def lr_at(step: float, total: int, warmup: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this learning rate from the next step on."""
+    """Use this learning rate from the next step on; a group may have its own share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("share", 1.0)
 
 
 def clip_gradients(model: nn.Module, limit: float) -> None:
