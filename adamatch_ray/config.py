@@ -225,6 +225,7 @@ class EvaluateConfig:
     id_column: str = option("study_id", "predictions column: study id (a column dicom_id is read where there is one)")
     report_column: str = option("report", "predictions column: report")
     image_column: str = option("image", "predictions column: image path, relative to the file")
+    phrases: str = option("", "MS-CXR annotations (.json, .csv): where phrases are, instead of the data's boxes")
     meteor: Literal["auto", "nltk", "java", "both", "none"] = option(
         "auto", "which METEOR; auto: whichever is installed"
     )

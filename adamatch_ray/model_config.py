@@ -38,6 +38,7 @@ class PVTConfig:
     pooling: Literal["token", "patches"] = option(
         "token", "what is classified: the class token (paper), or each patch of stage 3, of which the strongest counts"
     )
+    sharpness: float = option(1.0, "how much more than others the strongest patch counts, when patches are pooled")
 
     @property
     def pooled_dim(self) -> int:
@@ -64,6 +65,8 @@ class PVTConfig:
             raise ValueError(f"samples must be at least 2 (points run from corner to corner); got {self.samples}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1); got {self.drop_path}")
+        if self.sharpness <= 0:
+            raise ValueError(f"sharpness must be above 0; got {self.sharpness}")
 
     def grid(self, stage: int) -> int:
         """Patches a side in `stage` (1 to 4)."""
@@ -195,6 +198,8 @@ class LLMConfig:
     heads: int = option(3, "attention heads, when made from scratch")
     context: int = option(1024, "longest prompt and answer in tokens, when made from scratch")
     vocab_size: int = option(2048, "entries of the tokenizer trained for it, when made from scratch")
+    rotary: float = option(0.25, "share of each head that carries the position, when made from scratch")
+    tied: bool = option(False, "one matrix for what goes in and what comes out, when made from scratch")
     dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "dtype of the weights")
     attention: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass")

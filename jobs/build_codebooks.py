@@ -6,6 +6,7 @@ Build the textual codebook (the entities of the train reports) and the visual on
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
@@ -31,12 +32,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     studies, options, scale = run.root.stage("studies"), run.config.codebooks, run.config.scale
     files = [shard.path.removeprefix(f"{studies.path}/") for shard in list_shards(studies, "train")]
     device = "cuda" if scale.gpu else "cpu"
-    entities = (run.root.uri, options.backend, options.ner, options.min_score, device)
-    counted = list(make_shards(files, EntityCounts, entities, scale, "entities"))
+    entities = partial(EntityCounts, run.root.uri, options.backend, options.ner, options.min_score, device)
+    counted = list(make_shards(files, entities, scale, "entities"))
     textual = _textual(run, counted)
     words = textual.provenance["words"]
-    patches = (run.root.uri, words, options.keypatches, options.per_word, options.batch_size, device)
-    found = list(make_shards(files, KeypatchCandidates, patches, scale, "keypatches"))
+    sizes = options.keypatches, options.per_word, options.batch_size
+    patches = partial(KeypatchCandidates, run.root.uri, words, *sizes, device)
+    found = list(make_shards(files, patches, scale, "keypatches"))
     visual = _visual(run, found, textual)
     run.stage.keep_only({"textual.json", "textual.safetensors", "visual.parquet"})
     figures = {

@@ -28,8 +28,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Score the asked tables and commit the files that hold them."""
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "metrics")
     options = run.config.evaluate
-    if options.predictions and not run.command.dry_run:  # other rows under the same name are other predictions
-        run.settings["predictions"] = _digest(options.predictions)
+    for name in ("predictions", "phrases"):  # other rows under the same name are other predictions
+        if (path := getattr(options, name)) and not run.command.dry_run:
+            run.settings[name] = _digest(name, path)
     if (answer := run.begin()) is not None:
         return answer
     from adamatch_ray.evaluation.evaluator import Evaluator
@@ -47,11 +48,11 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     return run.finish(figures, {"studies": len(evaluator.split.studies)})
 
 
-def _digest(path: str) -> str:
+def _digest(name: str, path: str) -> str:
     from adamatch_ray.data import sources
 
     if not sources.exists(path):
-        raise ValueError(f"--evaluate.predictions {path}: no such file")
+        raise ValueError(f"--evaluate.{name} {path}: no such file")
     with sources.open_file(path) as stream:
         return hashlib.sha256(stream.read()).hexdigest()[:16]
 
@@ -73,22 +74,19 @@ def _spread(scale: "ScaleConfig") -> "Spread":
 
 
 def _on_actors(settings: "MeterSettings", batches: "list[Sequence[Encoded]]", scale: "ScaleConfig") -> Iterator[Any]:
-    import os
-
     import ray
     from ray.util import ActorPool
 
     from adamatch_ray.evaluation.image_meter import ImageMeter
-    from adamatch_ray.train.cluster import start_ray
+    from adamatch_ray.train.cluster import actors, start_ray
 
     start_ray(scale)
-    count = scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)
     remote = ray.remote(
         num_cpus=scale.cpus_per_worker, num_gpus=int(scale.gpu), max_restarts=scale.max_failures, max_task_retries=-1
     )(ImageMeter)
-    actors: list[Any] = [remote.remote(settings) for _ in range(min(count, len(batches)))]
-    yield from ActorPool(actors).map(lambda actor, batch: actor.__call__.remote(batch), batches)
-    for actor in actors:
+    pool: list[Any] = [remote.remote(settings) for _ in range(min(actors(scale), len(batches)))]
+    yield from ActorPool(pool).map(lambda actor, batch: actor.__call__.remote(batch), batches)
+    for actor in pool:
         ray.kill(actor)
 
 

@@ -73,7 +73,7 @@ def _make(shards: list["GenerationShard"], run: StageRun) -> Iterator["MadeShard
 
     from adamatch_ray.data.loading import calm_ray_data
     from adamatch_ray.engines.generation_shards import MadeShard
-    from adamatch_ray.train.cluster import start_ray
+    from adamatch_ray.train.cluster import actors, start_ray
 
     scale = run.config.scale
     start_ray(scale)
@@ -83,7 +83,7 @@ def _make(shards: list["GenerationShard"], run: StageRun) -> Iterator["MadeShard
         _Generator,
         fn_constructor_args=(run.root.uri, scale.gpu, run.config.generate, run.parents),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(scale.workers, len(orders))),
+        compute=ray.data.ActorPoolStrategy(size=min(actors(scale), len(orders))),
         num_cpus=scale.cpus_per_worker,
         num_gpus=1 if scale.gpu else 0,
     )

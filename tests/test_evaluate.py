@@ -274,3 +274,18 @@ def test_ablations_come_as_pairs_that_differ_in_one_setting() -> None:
         assert section(on, name) == section(base, name) != section(off, name)
     stages = [load_config(str(ABLATIONS / f"table6_stage_{n}.yaml")).adamatch.stage for n in (2, 3, 4)]
     assert stages == [2, 3, 4]
+
+
+def test_phrases_of_ms_cxr_are_placed_where_a_user_has_them(
+    job: Callable[[str], Main], root: Path, tiny_yaml: Path, studies: tuple[split.Study, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "ms-cxr.csv"
+    place = "dicom_id,label_text,category_name,x,y,w,h,image_width,image_height"
+    box = "left pleural effusion,Pleural Effusion,10,20,30,40,128,128"
+    path.write_text("\n".join([place, f"{studies[3].key.dicom_id},{box}", f"of-another-split,{box}"]))
+    only = ("--evaluate.tables", "localization", "--evaluate.phrases")
+    evaluate(job, root, tiny_yaml, *only, str(path))
+    found = table(root, "localization")
+    assert (found["phrases"], found["studies"]) == (1, 1) and list(found["findings"]) == ["Pleural Effusion"]
+    with pytest.raises(ValueError, match=r"--evaluate.phrases nowhere.json: no such file"):
+        job("evaluate")(["--config", str(tiny_yaml), "--root", str(root), *only, "nowhere.json"])

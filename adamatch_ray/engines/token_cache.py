@@ -5,7 +5,6 @@ import io
 import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,19 +18,11 @@ from numpy.typing import NDArray
 from adamatch_ray.artifacts import Root
 from adamatch_ray.data.images import Pixels, decode_png
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
+from adamatch_ray.engines.shards import MadeShard
 from adamatch_ray.schema import TOKENS
 
 CHUNK = 128
 """Images decoded together; the next ones are decoded while these are encoded."""
-
-
-@dataclass(frozen=True)
-class CachedShard:
-    """A token shard that is there: its name within the stage, its rows, and whether an earlier run had made it."""
-
-    file: str
-    rows: int
-    reused: bool
 
 
 class TokenCache:
@@ -63,11 +54,11 @@ class TokenCache:
         self.maker = json.dumps([self.model, self.studies.require().fingerprint, precision, kernel])
         self.pool = ThreadPoolExecutor(threads)
 
-    def make(self, file: str) -> CachedShard:
+    def make(self, file: str) -> MadeShard:
         """Make the token shard of one studies shard, unless it is there."""
         identity = hashlib.sha256(f"{self.maker} {file}".encode()).hexdigest()
         if (rows := self._rows_of(file, identity)) is not None:
-            return CachedShard(file, rows, reused=True)
+            return MadeShard(file, rows, reused=True)
         columns = ["study_id", "dicom_id", "split", "image"]
         studies = pq.read_table(f"{self.studies.path}/{file}", columns=columns, filesystem=self.studies.filesystem)
         tokens_IT = self._encode(studies["image"].to_pylist())
@@ -77,7 +68,7 @@ class TokenCache:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         self.tokens.write_bytes(file, buffer.getvalue())
-        return CachedShard(file, table.num_rows, reused=False)
+        return MadeShard(file, table.num_rows, reused=False)
 
     def _encode(self, encoded: list[bytes]) -> NDArray[np.uint16]:
         chunks = [encoded[start : start + CHUNK] for start in range(0, len(encoded), CHUNK)]

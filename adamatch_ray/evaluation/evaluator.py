@@ -14,9 +14,10 @@ from adamatch_ray.artifacts import Root
 from adamatch_ray.config import EvaluateConfig
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.loading import read_split
+from adamatch_ray.data.ms_cxr import read_ms_cxr
 from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
-from adamatch_ray.engines.localizing import localize_split
+from adamatch_ray.engines.localizing import localize_phrases, localize_split
 from adamatch_ray.engines.matching import MatchingEngine, load_embedder
 from adamatch_ray.evaluation import cycle, headline, images, localization, page, reports, split
 from adamatch_ray.evaluation.image_meter import ImageMeter, MeterSettings, niqe_fits
@@ -145,9 +146,14 @@ class Evaluator:
         return table.result
 
     def _localization(self) -> dict[str, Any]:
-        rows = localize_split(MatchingEngine(self._embedder), self.studies, self.split.name)
+        engine, phrases = MatchingEngine(self._embedder), self.options.phrases
+        if phrases:
+            rows = localize_phrases(engine, self.studies, self.split.name, read_ms_cxr(phrases))
+        else:
+            rows = localize_split(engine, self.studies, self.split.name)
         if not rows:
-            raise NothingToScore(f"no study of split {self.split.name} has boxes that say where its findings are")
+            whose = f"is annotated in {phrases}" if phrases else "has boxes that say where its findings are"
+            raise NothingToScore(f"no study of split {self.split.name} {whose}")
         self.files["localization_by_phrase.csv"] = csv_table(localization.phrase_rows(rows))
         return localization.score(rows, self.options.resamples, self.options.seed)
 

@@ -108,6 +108,8 @@ def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: 
         intermediate_size=4 * config.hidden_size,
         max_position_embeddings=config.context,
         bos_token_id=tokenizer.bos_token_id,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": config.rotary},
+        tie_word_embeddings=config.tied,
     )
     return AutoModelForCausalLM.from_config(shape, dtype=config.dtype, attn_implementation=config.attention)
 

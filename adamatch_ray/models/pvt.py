@@ -170,7 +170,8 @@ class PyramidVisionTransformer(nn.Module):
     def judge(self, image_BCHW: Tensor) -> Judgement:
         """Features and class logits of images. With `pooling` "patches" a class is seen where one patch shows it.
 
-        The logits are then the log-mean-exp over the patches of stage 3: a maximum with a gradient for every patch.
+        The logits are then the log-mean-exp over the patches of stage 3, of `sharpness` s: log mean exp(s x) / s, a
+        maximum with a gradient for every patch.
         """
         if self.head is None:
             raise ValueError("this encoder has no head: set num_classes, or call forward_stages for its patches")
@@ -183,8 +184,9 @@ class PyramidVisionTransformer(nn.Module):
         """As `judge`, with `pooling` "patches", from the tokens of stage 3."""
         assert self.head is not None and self.config.pooling == "patches"
         feature_BPD = self.norm(tokens_BPC)
-        evidence_BPL = self.head(feature_BPD)
-        return Judgement(feature_BPD.mean(1), evidence_BPL.logsumexp(1) - math.log(evidence_BPL.shape[1]))
+        evidence_BPL, sharpness = self.head(feature_BPD), self.config.sharpness
+        log_sum_BL = (sharpness * evidence_BPL).logsumexp(1)
+        return Judgement(feature_BPD.mean(1), (log_sum_BL - math.log(evidence_BPL.shape[1])) / sharpness)
 
     def freeze_unread(self) -> None:
         """Data-parallel training waits for every trainable parameter's gradient; what `judge` leaves out has none."""

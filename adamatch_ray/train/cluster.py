@@ -39,3 +39,8 @@ def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
         logging_level=logging.WARNING,
         object_store_memory=int(os.environ.get("ADAMATCH_OBJECT_STORE", 1_000_000_000)),
     )
+
+
+def actors(scale: ScaleConfig) -> int:
+    """How many processes a batch job spreads over: `scale.workers` GPUs, or at least this machine's cores."""
+    return scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)

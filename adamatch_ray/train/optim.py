@@ -8,7 +8,6 @@ from torch import nn
 
 from adamatch_ray.config import TrainConfig
 
-
 PLACING = (".patch_embed.predictor.", ".patch_embed.offsets.", ".patch_embed.size_bias")
 """Parameters that decide where adaptive patches lie (eqs. 1 and 2)."""
 
