@@ -74,6 +74,7 @@ class TrainConfig:
     clip: float = option(0.0, "largest gradient norm (0: no clipping besides the optimiser's own)")
     released_lamb: bool = option(False, "LAMB as in the authors' code: eps 1e-4, no bias correction, always adapt")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 on GPUs, fp32 on CPUs")
+    threads: int = option(0, "CPU threads of a worker without a GPU (0: its share of the machine's cores)")
     crop: float = option(0.8, "smallest area of the random resized crop in training (1: no crop)")
     seed: int = option(0, "seed of initial weights, order of studies and crops")
     checkpoint_steps: int = option(0, "also save every so many steps (0: at the end of each epoch only)")

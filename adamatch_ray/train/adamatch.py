@@ -31,7 +31,7 @@ def adamatch_loop(settings: dict[str, Any]) -> None:
     """Train on this worker. settings: root, config (RunConfig), total_steps, resume_path."""
     config: RunConfig = settings["config"]
     train = config.adamatch.train
-    worker = current_worker(train.precision)
+    worker = current_worker(train.precision, train.threads)
     root = Root(settings["root"])
     tokenizer = _tokenizer(root, config)
     torch.manual_seed(train.seed)

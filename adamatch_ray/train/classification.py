@@ -25,7 +25,7 @@ def classification_loop(settings: dict[str, Any]) -> None:
     """Train on this worker. settings: root, config (RunConfig), image (PVTConfig), total_steps, resume_path."""
     config: RunConfig = settings["config"]
     train = config.encoder.train
-    worker = current_worker(train.precision)
+    worker = current_worker(train.precision, train.threads)
     studies = Root(settings["root"]).stage("studies")
     torch.manual_seed(train.seed)
     model = PyramidVisionTransformer(settings["image"])

@@ -57,15 +57,15 @@ class Worker:
         return float(value)
 
 
-def current_worker(precision: str) -> Worker:
-    """The worker this process is, inside a Ray Train loop. `precision` is `auto`, `fp32` or `bf16`."""
+def current_worker(precision: str, threads: int = 0) -> Worker:
+    """The worker this process is, inside a Ray Train loop; `precision` and `threads` as in `TrainConfig`."""
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":  # Ray gives a worker the threads of its reserved CPUs, which here are for bookkeeping
-        torch.set_num_threads(max(1, _cores() // context.get_local_world_size()))
+        torch.set_num_threads(threads or max(1, _cores() // context.get_local_world_size()))
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return Worker(context.get_world_rank(), context.get_world_size(), device, bf16)
 

@@ -81,7 +81,7 @@ def llm_loop(settings: dict[str, Any]) -> None:
     """Tune on this worker. settings: root, config (RunConfig), layout (TokenLayout), total_steps, resume_path."""
     config: RunConfig = settings["config"]
     stage, total = config.llm, settings["total_steps"]
-    worker = current_worker(stage.train.precision)
+    worker = current_worker(stage.train.precision, stage.train.threads)
     root = Root(settings["root"])
     progress = Progress(stage.train, total)
     tuner = _build(settings, root, worker, progress)

@@ -1,7 +1,6 @@
 """The loop that trains the VQ-GAN (METHOD 3; the `train_vqgan` job)."""
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from adamatch_ray.model_config import PVTConfig, from_dict
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.vqgan_io import save_pretrained
 from adamatch_ray.train import checkpoint
-from adamatch_ray.train.distributed import Worker, current_worker
+from adamatch_ray.train.distributed import current_worker
 from adamatch_ray.train.tracking import Tracker, build_tracker
 from adamatch_ray.train.vqgan_fitter import Fitter
 
@@ -33,8 +31,7 @@ def vqgan_loop(settings: dict[str, Any]) -> None:
     """Train on this worker. settings: root, config (RunConfig), total_steps, resume_path, init."""
     config: RunConfig = settings["config"]
     train, total = config.vqgan.train, settings["total_steps"]
-    worker = current_worker(train.precision)
-    use_cores(worker)
+    worker = current_worker(train.precision, train.threads)
     root = Root(settings["root"])
     studies = root.stage("studies")
     encoder = load_encoder(root).to(worker.device) if config.vqgan.needs_encoder else None
@@ -95,9 +92,3 @@ def load_encoder(root: Root) -> PyramidVisionTransformer:
         encoder = PyramidVisionTransformer(from_dict(PVTConfig, json.loads((folder / "config.json").read_text())))
         encoder.load_state_dict(load_file(folder / "model.safetensors"))
     return encoder
-
-
-def use_cores(worker: Worker) -> None:
-    """On a CPU, share the machine's cores among its workers: Ray starts each with a single thread."""
-    if worker.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // worker.world))
