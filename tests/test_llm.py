@@ -1,6 +1,7 @@
 """The language model: vocabulary, checkpoints that fit or do not, the Hugging Face round trip, and its loss."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -178,9 +179,13 @@ def load_llm_text_only(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None
     load_llm(folder)
 
 
-def test_saved_folder_loads_with_plain_transformers(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    model = build_llm(SMALL, tokenizer, 16, GRID, quantizer="abc")
-    save_llm(model, tokenizer, tmp_path)
+@pytest.mark.parametrize("tied", [False, True])
+def test_saved_folder_loads_with_plain_transformers(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, tied: bool
+) -> None:
+    model = build_llm(replace(SMALL, tied=tied, rotary=1.0 if tied else 0.25), tokenizer, 16, GRID, quantizer="abc")
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    save_llm(model, tokenizer, tmp_path, {name: p.clone() for name, p in model.named_parameters(remove_duplicate=False)})
     other = AutoModelForCausalLM.from_pretrained(str(tmp_path))
     words = AutoTokenizer.from_pretrained(str(tmp_path))
     ids = torch.tensor([[*words.encode(REPORTS[0]), 300, 315]])

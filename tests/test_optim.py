@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +93,17 @@ def test_gradients_are_clipped_to_the_limit_and_left_alone_without_one() -> None
     clip_gradients(model, 2.0)
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters() if p.grad is not None))
     assert norm == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_what_places_adaptive_patches_learns_at_its_share_of_the_rate(
+    tiny_sizes: adamatch.AdaMatchSizes, tokenizer: PreTrainedTokenizerBase, name: Any
+) -> None:
+    model = adamatch.build(tiny_sizes, tokenizer)
+    optimizer = build_optimizer(model, TrainConfig(optimizer=name, box_lr=0.1), 8)
+    set_lr(optimizer, 2e-3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    slow = {names[id(p)] for group in optimizer.param_groups if group["lr"] < 2e-3 for p in group["params"]}
+    assert {name.rpartition("patch_embed.")[2].split(".")[0] for name in slow} == {"predictor", "offsets", "size_bias"}
+    assert len({name.split(".patch_embed")[0] for name in slow}) == 2  # stages 2 and 3; 4 is behind the matched one
+    assert {group["lr"] for group in optimizer.param_groups} == {2e-3, pytest.approx(2e-4)}

@@ -59,6 +59,20 @@ def test_a_class_is_judged_by_its_strongest_patch() -> None:
     torch.testing.assert_close(judged.logit_BL, model(image))
 
 
+def test_the_sharper_the_pooling_the_more_the_strongest_patch_counts() -> None:
+    image = torch.randn(2, 3, 128, 128)
+    mild, sharp, hard = (encoder(replace(LOCAL, sharpness=value)) for value in (1.0, 4.0, 1e4))
+    with torch.no_grad():
+        assert mild.head is not None
+        evidence_BPL = mild.head(mild.norm(mild.forward_stages(image)[-1].tokens_BPC))
+        logits = [model(image) for model in (mild, sharp, hard)]
+    torch.testing.assert_close(logits[1], (4 * evidence_BPL).exp().mean(1).log() / 4)
+    torch.testing.assert_close(logits[2], evidence_BPL.amax(1), atol=1e-3, rtol=0)
+    assert (logits[0] < logits[1]).all() and (logits[1] < logits[2]).all()
+    with pytest.raises(ValueError, match="sharpness must be above 0"):
+        replace(LOCAL, sharpness=0.0)
+
+
 def test_every_weight_that_trains_learns() -> None:
     model = encoder().train()
     model.freeze_unread()
