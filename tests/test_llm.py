@@ -185,7 +185,9 @@ def test_saved_folder_loads_with_plain_transformers(
 ) -> None:
     model = build_llm(replace(SMALL, tied=tied, rotary=1.0 if tied else 0.25), tokenizer, 16, GRID, quantizer="abc")
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
-    save_llm(model, tokenizer, tmp_path, {name: p.clone() for name, p in model.named_parameters(remove_duplicate=False)})
+    save_llm(
+        model, tokenizer, tmp_path, {name: p.clone() for name, p in model.named_parameters(remove_duplicate=False)}
+    )
     other = AutoModelForCausalLM.from_pretrained(str(tmp_path))
     words = AutoTokenizer.from_pretrained(str(tmp_path))
     ids = torch.tensor([[*words.encode(REPORTS[0]), 300, 315]])

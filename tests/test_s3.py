@@ -221,7 +221,7 @@ def test_one_command_gives_the_same_metrics_in_s3_as_on_a_disk(
         common = ["--config", str(tiny_yaml), "--root", root, "--adamatch.init", "none", "--adamatch.train.epochs", "1"]
         assert run_job("train_adamatch", *common)["status"] == "done"
         assert run_job("train_adamatch", *common)["status"] == "skipped"
-        run_job("evaluate", *common, "--evaluate.split", "validate", "--evaluate.tables", '["retrieval"]')
+        run_job("evaluate", *common, "--evaluate.split", "validate", "--evaluate.tables", "retrieval")
         tables[root] = Root(root).stage("metrics").read_bytes("retrieval.json")
         model = {name: digest for name, digest in objects(f"{root}/adamatch").items() if name.startswith("model/")}
         tables[root] += json.dumps(model).encode()

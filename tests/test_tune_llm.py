@@ -391,6 +391,6 @@ def test_a_run_out_of_time_is_a_finished_run(
     job: Callable[[str], Main], inputs: Path, tiny_yaml: Path, tmp_path: Path, ray_session: None
 ) -> None:
     root = Path(shutil.copytree(inputs, tmp_path / "root"))
-    answer = run_job(job, tiny_yaml, root, "--llm.train.epochs", "1000", "--llm.train.max_minutes", "0.03")
+    answer = run_job(job, tiny_yaml, root, "--llm.train.epochs", "1000", "--llm.train.max_minutes", "0.1")
     assert 0 < answer["steps"] < 4000 and answer["status"] == "done"
     assert rows(root, "train")[-1]["lr"] < 3e-3 * 0.3, "the schedule had come to its end"
