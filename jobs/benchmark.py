@@ -78,8 +78,10 @@ def _vqgan_encode(quick: bool) -> Rows:
 
 def _metrics(quick: bool) -> Rows:
     from adamatch_ray.metrics.bench_metrics import metric_rows
+    from adamatch_ray.metrics.bench_retrieval import STUDIES, retrieval_rows
 
-    return metric_rows(studies=100, dimensions=64) if quick else metric_rows()
+    rows = metric_rows(studies=100, dimensions=64) if quick else metric_rows()
+    return rows + retrieval_rows(64 if quick else STUDIES)
 
 
 def _llm_loss(quick: bool) -> Rows:
