@@ -90,16 +90,22 @@ def wait_until(moment: Callable[[], Any], process: subprocess.Popen[str], log: P
         time.sleep(0.02)
 
 
-def kill_part(process: int, title: str) -> int:
-    """kill -9 the first process under that of id `process` whose command line holds `title`; its id."""
+def find_part(process: int, title: str) -> int:
+    """The id of the first process under that of id `process` whose command line holds `title`; 0 while none does."""
     parts = {process: psutil.Process(process)}
     with_children(parts)
     for part in parts.values():
         try:
-            words = " ".join(part.cmdline())
+            if title in " ".join(part.cmdline()) and part.pid != process:
+                return part.pid
         except psutil.NoSuchProcess:
             continue
-        if title in words and part.pid != process:
-            os.kill(part.pid, signal.SIGKILL)
-            return part.pid
-    raise AssertionError(f"no {title} among {len(parts)} processes")
+    return 0
+
+
+def kill_part(process: int, title: str) -> int:
+    """kill -9 the first process under that of id `process` whose command line holds `title`; its id."""
+    found = find_part(process, title)
+    assert found, f"there is no {title}"
+    os.kill(found, signal.SIGKILL)
+    return found
