@@ -24,7 +24,8 @@ def main(nodes: int, cpus: int, lose_when: str, job: str, arguments: list[str]) 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    # Exit hooks could not be set from the thread that adds a node; whoever runs this ends what it has started.
+    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     added = [cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000) for _ in range(nodes)]
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
