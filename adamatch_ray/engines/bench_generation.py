@@ -21,23 +21,22 @@ from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend
 from adamatch_ray.measure import Row, Timing, row, time_in_turns
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, response_loss
 
-TEXT_ROWS = 2048
-IMAGE_ROWS = 1024
-
 
 @dataclass(frozen=True)
 class Size:
-    """A GPT-NeoX to measure; the default is the phantoms' (TINY), DOLLY is the paper's."""
+    """A GPT-NeoX to measure; the default is the phantom preset's (TINY), DOLLY is the paper's."""
 
-    hidden: int = 192
-    layers: int = 4
-    heads: int = 3
-    text_rows: int = TEXT_ROWS
-    context: int = 1024
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    text_rows: int = 1024
+    image_rows: int = 256
+    context: int = 640
+    rotary: float = 1.0
 
 
 TINY = Size()
-DOLLY = Size(hidden=2560, layers=32, heads=32, text_rows=50_281, context=2048)
+DOLLY = Size(hidden=2560, layers=32, heads=32, text_rows=50_281, image_rows=1024, context=2048, rotary=0.25)
 
 
 class _ImageRowsOnly(LogitsProcessor):
@@ -53,7 +52,7 @@ class _ImageRowsOnly(LogitsProcessor):
 
 def generate_image_tokens(
     size: Size = TINY,
-    prompt: int = 120,
+    prompt: int = 80,
     tokens: int = 256,
     batches: Sequence[int] = (1, 16, 64),
     repeats: int = 5,
@@ -66,7 +65,7 @@ def generate_image_tokens(
     else RuntimeError.
     """
     model = _model(size, device, dtype)
-    plan = DecodePlan(size.text_rows, size.text_rows + IMAGE_ROWS, None, temperature=0, top_p=1)
+    plan = DecodePlan(size.text_rows, size.text_rows + size.image_rows, None, temperature=0, top_p=1)
     generator = torch.Generator().manual_seed(0)
     shared = torch.randint(0, size.text_rows, (prompt // 3,), generator=generator).tolist()
     own = torch.randint(0, size.text_rows, (max(batches), prompt - len(shared)), generator=generator).tolist()
@@ -133,7 +132,7 @@ def llm_loss(
     where the losses differ.
     """
     model = _model(size, device, dtype).train()
-    rows_total = size.text_rows + IMAGE_ROWS
+    rows_total = size.text_rows + size.image_rows
     ids = torch.randint(0, rows_total, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
     labels = ids.clone()
     labels[:, : length - response] = IGNORE
@@ -186,12 +185,13 @@ def _answering(
 def _model(size: Size, device: str, dtype: str) -> Any:
     torch.manual_seed(0)
     config = GPTNeoXConfig(
-        vocab_size=size.text_rows + IMAGE_ROWS,
+        vocab_size=size.text_rows + size.image_rows,
         hidden_size=size.hidden,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         intermediate_size=4 * size.hidden,
         max_position_embeddings=size.context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": size.rotary},
         eos_token_id=None,
     )
     with torch.device(device):
