@@ -1,8 +1,8 @@
 """R@K over every pair of a test split as large as MIMIC-CXR's, on a CPU: time and memory of the blocks.
 
 Embeddings are random and seeded: neither figure depends on what they say. At the sizes of the laptop preset the whole
-split is scored; at the paper's only its first blocks, since all of them take a CPU most of an hour, and the time of the
-whole is that of its parts: every block multiplies the same numbers of patches and words.
+split is scored; at the paper's only its first blocks, since all of them take two cores a quarter of an hour, and the
+time of the whole is that of its parts: every block multiplies the same numbers of patches and words.
 """
 
 from dataclasses import asdict, dataclass
