@@ -40,7 +40,7 @@ def build(settings: Settings, models: ModelsResponse) -> Application:
         "max_queued_requests": 2 * queue,
         "ray_actor_options": {"num_cpus": CPUS, "num_gpus": settings.gpus_per_replica},
         "health_check_timeout_s": 60,
-        "logging_config": {"enable_access_log": False},  # the ingress names each request; a line a step costs 1 ms
+        "logging_config": {"enable_access_log": False},  # the ingress has a line for each request
     }
 
     def deploy(kind: type, name: str, *arguments: object, **options: Any) -> Application:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LogitsProcessor, LogitsProcessorList
 
+from adamatch_ray.config import load_config
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend
 from adamatch_ray.measure import Row, Timing, row, time_in_turns
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, response_loss
@@ -24,18 +25,24 @@ from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, response_loss
 
 @dataclass(frozen=True)
 class Size:
-    """A GPT-NeoX to measure; the default is the phantom preset's (TINY), DOLLY is the paper's."""
+    """A GPT-NeoX to measure: TINY is the one the phantom preset trains, DOLLY the paper's."""
 
-    hidden: int = 128
-    layers: int = 2
-    heads: int = 4
-    text_rows: int = 1024
-    image_rows: int = 256
-    context: int = 640
-    rotary: float = 1.0
+    hidden: int
+    layers: int
+    heads: int
+    text_rows: int
+    image_rows: int
+    context: int
+    rotary: float
 
 
-TINY = Size()
+def _of_preset(name: str) -> Size:
+    config = load_config(name)
+    llm = config.llm
+    return Size(llm.hidden_size, llm.layers, llm.heads, llm.vocab_size, config.vqgan.codes, llm.context, llm.rotary)
+
+
+TINY = _of_preset("phantom")
 DOLLY = Size(hidden=2560, layers=32, heads=32, text_rows=50_281, image_rows=1024, context=2048, rotary=0.25)
 
 
