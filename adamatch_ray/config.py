@@ -170,6 +170,7 @@ class LLMTrain(TrainConfig):
     warmup: float = option(0.03, "share of the steps with rising learning rate; cosine decay follows")
     clip: float = option(1.0, "largest gradient norm")
     max_minutes: float = option(0.0, "stop after so many minutes, at the end of a step (0: no limit)")
+    muon_lr: float = option(0.0, "peak learning rate of the layers' matrices under Muon (0: AdamW for all weights)")
 
 
 @dataclass(frozen=True)
@@ -252,11 +253,16 @@ class ScaleConfig:
     """Workers and what each one holds."""
 
     workers: int = option(1, "training workers")
+    llm_workers: int = option(0, "workers that tune the language model (0: as many as of the others)")
     gpu: bool = option(False, "one GPU per worker")
     cpus_per_worker: float = option(0.5, "CPUs reserved per training worker; leave some for data loading")
     loaders: int = option(1, "data-loading actors per training worker")
     max_failures: int = option(3, "restarts after a lost worker or node before a run gives up")
     local_cpus: int = option(0, "CPUs of a Ray started for this job (0: all, at least 4); ignored on a cluster")
+
+    def workers_of(self, stage: str) -> int:
+        """Training workers of a stage."""
+        return self.llm_workers or self.workers if stage == "llm" else self.workers
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ def _tokens(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     model, train, spread = _llm_sizes(config), config.llm.train, config.llm.deepspeed
-    parameters, workers, batch = arithmetic.neox_parameters(model), config.scale.workers, train.batch_size
+    parameters, batch = arithmetic.neox_parameters(model), train.batch_size
+    workers = config.scale.workers_of("llm")
     length = min(model.positions, PROMPT_TOKENS + config.vqgan.tokens + REPORT_TOKENS)
     rank = config.llm.lora.rank  # adapters on the four matrices of a layer; both ends are tuned for their new rows
     trained = 16 * rank * model.width * model.layers + 2 * model.vocab * model.width if rank else parameters

@@ -54,7 +54,7 @@ class StageRun:
         if name == "encoder":  # the ablation without adaptive patches needs its own encoder
             self.settings["adapatch"] = command.config.adamatch.adapatch
         if name in ("encoder", "adamatch", "vqgan", "llm"):  # they set the global batch
-            self.settings["workers"] = command.config.scale.workers
+            self.settings["workers"] = command.config.scale.workers_of(name)
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
         self._lease: Lease | None = None
@@ -147,7 +147,8 @@ class StageRun:
             state = f"finished, rows {done.rows}" if done else f"missing: python jobs/{JOBS[name]}.py"
             print(f"# parent {name}: {state}")
         kind = "GPU" if scale.gpu else "CPU"
-        print(f"# {scale.workers} {kind} worker(s), {scale.cpus_per_worker} CPUs each, {scale.loaders} loader(s) each")
+        workers = scale.workers_of(self.name)
+        print(f"# {workers} {kind} worker(s), {scale.cpus_per_worker} CPUs each, {scale.loaders} loader(s) each")
         studies, done = self.root.stage("studies").manifest(), self.stage.manifest()
         hardware = default_hardware(self.config)
         try:

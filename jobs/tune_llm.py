@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     from adamatch_ray.train.llm_plan import plan_llm
     from adamatch_ray.train.llm_records import record_shards
 
-    stage, workers = run.config.llm, run.config.scale.workers
+    stage, workers = run.config.llm, run.config.scale.workers_of("llm")
     deepspeed_config(stage, workers, "cuda" if run.config.scale.gpu else "cpu")
     if not run.command.overwrite:
         check_resume(run.stage, run.command.run_name, run.command.resume, workers, stage.deepspeed.stage)

@@ -27,6 +27,12 @@ def test_every_zero_stage_optimises_with_plain_adamw(stage: int) -> None:
     assert (params["lr"], params["weight_decay"]) == (5e-6, 0.1)
 
 
+def test_muon_is_for_the_layers_and_adamw_for_the_rest() -> None:
+    made = deepspeed_config(replace(STAGE, train=replace(STAGE.train, muon_lr=0.02, clip=0.0)), 1, "cpu")["optimizer"]
+    assert made["type"] == "Muon"
+    assert (made["params"]["muon_lr"], made["params"]["adam_lr"], "lr" in made["params"]) == (0.02, 5e-6, False)
+
+
 def test_offloading_needs_pinned_memory_on_a_gpu_and_deepspeeds_optimiser() -> None:
     spread = DeepSpeedConfig(stage=3, offload_optimizer="cpu", offload_weights="cpu")
     made = deepspeed_config(replace(STAGE, deepspeed=spread), 8, "cuda")
@@ -47,6 +53,7 @@ def test_bf16_is_for_gpus_unless_asked_for() -> None:
     ("stage", "message"),
     [
         (replace(STAGE, train=replace(STAGE.train, optimizer="lamb")), "tuned with adamw"),
+        (replace(STAGE, train=replace(STAGE.train, muon_lr=0.02)), "with ZeRO stage 2: set --llm.train.clip 0"),
         (replace(STAGE, deepspeed=DeepSpeedConfig(stage=2, offload_weights="cpu")), "needs stage 3, not 2"),
         (replace(STAGE, deepspeed=DeepSpeedConfig(stage=0, offload_optimizer="cpu")), "needs stage 1, 2 or 3"),
         (replace(STAGE, deepspeed=DeepSpeedConfig(accumulate=0)), "at least 1"),

@@ -270,6 +270,21 @@ def test_zero_2_on_two_workers_is_one_process_and_goes_on_exactly(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_muon_takes_the_same_steps_on_two_workers_goes_on_exactly_and_learns_from_fewer(tmp_path: Path) -> None:
+    stage = replace(STAGE, train=replace(STAGE.train, muon_lr=0.02, clip=0.0))
+    both = tuned(tmp_path, 2, stage, stop=8, save_at=5)
+    with pytest.raises(ValueError, match=r"with Muon, .*--llm.name_or_path"):
+        convert(tmp_path / "checkpoint-2")
+    alone = tuned(tmp_path, 1, replace(stage, deepspeed=DeepSpeedConfig(stage=0)), stop=8)
+    assert both["losses"] == pytest.approx(alone["losses"], abs=1e-3)
+    resumed = tuned(tmp_path, 2, stage, start=5, stop=8)
+    assert resumed["losses"] == both["losses"][5:] and resumed["scores"] == both["scores"]
+    spread = replace(stage, deepspeed=DeepSpeedConfig(stage=3))
+    assert tuned(tmp_path, 2, spread, stop=8)["losses"] == pytest.approx(alone["losses"], abs=1e-3)
+    assert alone["losses"][-1] < tuned(tmp_path, 1, STAGE, stop=8)["losses"][-1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("zero", "world"), [(0, 1), (3, 2)])
 def test_other_zero_stages_take_the_same_steps(tmp_path: Path, zero: int, world: int) -> None:
     two = DeepSpeedConfig(stage=2, accumulate=2)
@@ -381,7 +396,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     assert weights[0] == weights[1]
     # Killed before the commit, and begun again with other workers.
     (killed / "llm" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"written by 2 worker\(s\).*this run has 1 .*--scale.workers 2"):
+    with pytest.raises(ValueError, match=r"written by 2 worker\(s\).*this run has 1 .*--scale.llm_workers 2"):
         run_job(job, tiny_yaml, killed, "--scale.workers", "1")
 
 

@@ -33,7 +33,7 @@ def fit_stage(
     scale = run.config.scale
     if not per_epoch:
         shards = loading.list_shards(run.root.stage("studies"), "train")
-        per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers)
+        per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers_of(run.name))
     total = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
     start_ray(scale, dashboard=True)
     resume = run.command.resume
@@ -65,7 +65,9 @@ def _fit(
         loop,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.workers, use_gpu=scale.gpu, resources_per_worker=_resources(scale)
+            num_workers=scale.workers_of(run.name),
+            use_gpu=scale.gpu,
+            resources_per_worker=_resources(scale),
         ),
         run_config=ray.train.RunConfig(
             name=run.command.run_name,

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from adamatch_ray.artifacts import Stage
+from adamatch_ray.config import LLMStage
 
 TAG = "deepspeed"
 """Folder of DeepSpeed's files within a checkpoint."""
@@ -22,9 +23,10 @@ TAG = "deepspeed"
 PROGRESS = "progress.json"
 
 
-def write_progress(folder: Path, progress: dict[str, Any], workers: int, zero_stage: int) -> None:
+def write_progress(folder: Path, progress: dict[str, Any], workers: int, stage: LLMStage) -> None:
     """Say how far a checkpoint is and who wrote it."""
-    (folder / PROGRESS).write_text(json.dumps({**progress, "workers": workers, "zero_stage": zero_stage}))
+    said = {"workers": workers, "zero_stage": stage.deepspeed.stage, "muon": stage.train.muon_lr > 0}
+    (folder / PROGRESS).write_text(json.dumps({**progress, **said}))
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def refuse_other_workers(said: dict[str, Any], workers: int, zero_stage: int, wh
         return
     raise ValueError(
         f"{where} was written by {said['workers']} worker(s) with ZeRO stage {said['zero_stage']}, this run has "
-        f"{workers} with stage {zero_stage}: go on with --scale.workers {said['workers']} --llm.deepspeed.stage "
+        f"{workers} with stage {zero_stage}: go on with --scale.llm_workers {said['workers']} --llm.deepspeed.stage "
         f"{said['zero_stage']}, or convert it: python jobs/tune_llm.py convert --resume {where}"
     )
 
@@ -59,15 +61,17 @@ def check_resume(stage: Stage, run_name: str, resume: str, workers: int, zero_st
 def convert(folder: Path) -> Path:
     """Make a checkpoint that any number of workers can continue, beside the one it is made from; its folder.
 
-    Raises ValueError for what is no checkpoint, is converted already, or was written with ZeRO stage 0.
+    Raises ValueError for what is no checkpoint, is converted already, or was written with ZeRO stage 0 or Muon.
     """
     from deepspeed.checkpoint import ds_to_universal
 
     said = read_progress(folder)
-    if said.get("universal") or said["zero_stage"] == 0:
-        reason = (
-            "is converted already" if said.get("universal") else "has no optimiser states of its own (ZeRO stage 0)"
-        )
+    reasons = {
+        "is converted already": said.get("universal"),
+        "has no optimiser states of its own (ZeRO stage 0)": said["zero_stage"] == 0,
+        "was tuned with Muon, whose states DeepSpeed does not convert": said.get("muon"),
+    }
+    if reason := next((reason for reason, holds in reasons.items() if holds), ""):
         raise ValueError(f"{folder} {reason}; begin from its weights instead: --llm.name_or_path {folder}/model")
     target = folder.with_name(f"{folder.name}-universal")
     shutil.rmtree(target, ignore_errors=True)

@@ -42,6 +42,8 @@ class Tuner:
         if worker.device.type == "cpu":
             # An all-reduce for inference would be compiled first, for a minute or more, and never be used here.
             deepspeed.ops.__compatible_ops__ = {}
+            # Muon's few products are quick as they are, compiling them is not.
+            torch.compiler.set_stance("force_eager")
         self.stage, self.worker, self.tokenizer, self.layout = stage, worker, tokenizer, layout
         # In bf16 training the optimiser holds the fp32 copy; in fp32 training the weights themselves are it.
         dtype = stage.dtype if worker.bf16 else "float32"
@@ -55,6 +57,9 @@ class Tuner:
             model_parameters=_parameter_groups(self.model, stage.train.weight_decay),
             config=deepspeed_config(stage, worker.world, worker.device.type, universal),
         )[0]
+        for group in self.engine.optimizer.param_groups:
+            if group.get("use_muon"):
+                group["share"] = stage.train.muon_lr / stage.train.lr
 
     def step(self, parts: Sequence[Sequence[Example]], number: int, share: float, tokens: Tensor) -> Tensor:
         """One optimiser step over `accumulate` parts of this worker's records; the summed loss of its tokens.
@@ -94,7 +99,7 @@ class Tuner:
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         weights = self._plain_weights()
         if self.worker.is_first:
-            write_progress(folder, progress, self.worker.world, self.stage.deepspeed.stage)
+            write_progress(folder, progress, self.worker.world, self.stage)
             save_llm(self.model, self.tokenizer, folder / "model", weights)
 
     def restore(self, folder: Path) -> None:
