@@ -274,6 +274,9 @@ def test_ablations_come_as_pairs_that_differ_in_one_setting() -> None:
         assert section(on, name) == section(base, name) != section(off, name)
     stages = [load_config(str(ABLATIONS / f"table6_stage_{n}.yaml")).adamatch.stage for n in (2, 3, 4)]
     assert stages == [2, 3, 4]
+    mixed, both = (load_config(str(ABLATIONS / f"attention_{stem}.yaml")) for stem in ("everywhere", "two_heads"))
+    assert mixed.image == both.image and mixed.image.attention_stages == load_config("mimic_cxr").image.attention_stages
+    assert (mixed.adamatch.image_heads, both.adamatch.image_heads) == (base.adamatch.image_heads, "both")
 
 
 def test_phrases_of_ms_cxr_are_placed_where_a_user_has_them(
