@@ -37,14 +37,15 @@ def make_shards(
         num_cpus=scale.cpus_per_worker,
         num_gpus=1 if scale.gpu else 0,
     )
-    began = shown = time.monotonic()
-    for done, row in enumerate(made.iter_rows(), start=1):
+    began = shown = 0.0
+    for done, row in enumerate(made.iter_rows()):
         yield MadeShard(**row)
         now = time.monotonic()
-        if now - shown > 5 or done == len(files):
+        began = began or now  # the first shard also waited for the actors
+        if done and (now - shown > 5 or done + 1 == len(files)):
             shown = now
-            left = (now - began) / done * (len(files) - done)
-            print(f"{label} {done}/{len(files)} shards · ETA {left:.0f} s", file=sys.stderr)
+            left = (now - began) / done * (len(files) - done - 1)
+            print(f"{label} {done + 1}/{len(files)} shards · ETA {left:.0f} s", file=sys.stderr)
 
 
 class _Actor:

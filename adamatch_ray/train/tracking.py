@@ -50,7 +50,8 @@ class RunTracker:
 
     def __init__(self, stage: Stage, start: int, total: int, interval: float = 5.0) -> None:
         self.stage, self.total, self.interval = stage, total, interval
-        self.started, self.start, self.shown = time.monotonic(), start, 0.0
+        self.began: tuple[float, int] | None = None  # when the first step told of ended: it also warmed everything up
+        self.shown = 0.0
         rows = (stage.read_text("metrics.jsonl") or "").splitlines() if start else []
         # A resumed run repeats the steps after its checkpoint, so their old rows go.
         self.rows = [row for row in rows if json.loads(row)["step"] <= start]
@@ -62,8 +63,17 @@ class RunTracker:
         now = time.monotonic()
         if now - self.shown >= self.interval or step == self.total:
             self.shown = now
-            left = (now - self.started) / max(1, step - self.start) * (self.total - step)
-            print(f"{self.stage.name} {step}/{self.total} · {_text(values)} · ETA {_clock(left)}", file=sys.stderr)
+            print(
+                f"{self.stage.name} {step}/{self.total} · {_text(values)} · ETA {self._left(now, step)}",
+                file=sys.stderr,
+            )
+
+    def _left(self, now: float, step: int) -> str:
+        if self.began is None:
+            self.began = (now, step)
+            return "-"
+        since, first = self.began
+        return _clock((now - since) / max(1, step - first) * (self.total - step))
 
     def score(self, step: int, values: dict[str, float]) -> None:
         self._write(step, values, "validate")
