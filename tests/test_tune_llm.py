@@ -241,6 +241,7 @@ def tuned(
 ) -> Any:
     if not (folder / "tokenizer").exists():
         train_bpe_tokenizer(["Small left pleural effusion."], 300, folder / "tokenizer", prompt_phrases())
+    (folder / f"meet-{world}-{start}-{stop}").unlink(missing_ok=True)  # that of an earlier run holds its addresses
     processes.spawn(tune, (world, stage, str(folder), start, stop, save_at, universal), nprocs=world)
     return json.loads((folder / f"said-{world}-{start}.json").read_text())
 
