@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.schema import KEYPATCH
+from adamatch_ray.storage import Stage
 
 GROUPS = ("Biological_structure", "Detailed_description", "Disease_disorder", "Sign_symptom")
 """Kinds of entities that become keywords, as `d4data/biomedical-ner-all` names them."""

@@ -153,7 +153,6 @@ class TokensConfig:
     """How images become tokens (METHOD 3)."""
 
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16 is quicker on a GPU and changes some tokens")
-    kernel: Literal["auto", "compiled", "torch"] = option("auto", "residual blocks on a CPU")
     batch_size: int = option(0, "images that go through the model at once (0: 1 on a CPU, 64 on a GPU)")
     keypatches: bool = option(True, "also the tokens of the visual codebook's keypatches (needs codebooks/)")
 

@@ -73,3 +73,12 @@ class Geometry:
     def _affine(self) -> tuple[Boxes, Boxes]:
         sx, sy = self.inner_width / self.width, self.inner_height / self.height
         return np.array([sx, sy, sx, sy]), np.array([self.left, self.top, self.left, self.top], dtype=np.float64)
+
+
+def box_iou(boxes_A4: Boxes, boxes_B4: Boxes) -> NDArray[np.float64]:
+    """Intersection over union [A, B] of each box with each; 0 where neither has an area."""
+    a, b = boxes_A4[:, None].astype(np.float64), boxes_B4[None].astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    both = sides.clip(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)

@@ -19,7 +19,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from adamatch_ray.artifacts import LEASE, Stage
+from adamatch_ray.storage import LEASE, Stage
 
 
 class Lease:

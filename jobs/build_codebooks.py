@@ -10,11 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 if TYPE_CHECKING:
     from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
-    from adamatch_ray.engines.shards import MadeShard
+    from adamatch_ray.shards import MadeShard
 
 SHOWN = 20
 """Most frequent entities of each group that are shown."""
@@ -26,19 +26,19 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     if (answer := run.begin()) is not None:
         return answer
     from adamatch_ray.data.loading import list_shards
-    from adamatch_ray.engines.codebook_building import EntityCounts, KeypatchCandidates
-    from adamatch_ray.train.actors import make_shards
+    from adamatch_ray.pipeline.codebooks import EntityCounts, KeypatchCandidates
+    from adamatch_ray.shards import spread
 
     studies, options, scale = run.root.stage("studies"), run.config.codebooks, run.config.scale
     files = [shard.path.removeprefix(f"{studies.path}/") for shard in list_shards(studies, "train")]
     device = "cuda" if scale.gpu else "cpu"
     entities = partial(EntityCounts, run.root.uri, options.backend, options.ner, options.min_score, device)
-    counted = list(make_shards(files, entities, scale, "entities"))
+    counted = list(spread(files, entities, scale, "entities"))
     textual = _textual(run, counted)
     words = textual.provenance["words"]
     sizes = options.keypatches, options.per_word, options.batch_size
     patches = partial(KeypatchCandidates, run.root.uri, words, *sizes, device)
-    found = list(make_shards(files, patches, scale, "keypatches"))
+    found = list(spread(files, patches, scale, "keypatches"))
     visual = _visual(run, found, textual)
     run.stage.keep_only({"textual.json", "textual.safetensors", "visual.parquet"})
     figures = {
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 def _textual(run: StageRun, counted: Sequence["MadeShard"]) -> "TextualCodebook":
     import torch
 
-    from adamatch_ray.engines import codebook_building as building
     from adamatch_ray.engines.embedding import load_embedder
     from adamatch_ray.engines.entities import finder_identity
+    from adamatch_ray.pipeline import codebooks as building
 
     torch.set_num_threads(1)  # sums must not depend on the machine's cores
     options = run.config.codebooks
@@ -76,7 +76,7 @@ def _textual(run: StageRun, counted: Sequence["MadeShard"]) -> "TextualCodebook"
 
 
 def _visual(run: StageRun, found: Sequence["MadeShard"], textual: "TextualCodebook") -> "VisualCodebook":
-    from adamatch_ray.engines.codebook_building import merge_candidates
+    from adamatch_ray.pipeline.codebooks import merge_candidates
 
     options = run.config.codebooks
     codebook = merge_candidates(

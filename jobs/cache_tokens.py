@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -17,15 +17,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "tokens")
     if (answer := run.begin()) is not None:
         return answer
-    from adamatch_ray.engines.token_cache import TokenCache
-    from adamatch_ray.train.actors import make_shards
+    from adamatch_ray.pipeline.tokens import TokenCache
+    from adamatch_ray.shards import spread
 
     wanted = {name: rows for name, rows in run.root.stage("studies").require().files.items() if rows}
     scale, options = run.config.scale, run.config.tokens
     device = "cuda" if scale.gpu else "cpu"
-    maker = partial(TokenCache, run.root.uri, device, precision=options.precision, kernel=options.kernel,
-                    batch_size=options.batch_size)  # fmt: skip
-    made = list(make_shards(sorted(wanted), maker, scale, "tokens"))
+    maker = partial(TokenCache, run.root.uri, device, precision=options.precision, batch_size=options.batch_size)
+    made = list(spread(sorted(wanted), maker, scale, "tokens"))
     files = {shard.file: shard.rows for shard in made}
     if files != wanted:
         raise RuntimeError(f"tokens have {sum(files.values())} rows where the studies have {sum(wanted.values())}")

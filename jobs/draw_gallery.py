@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from adamatch_ray.artifacts import Root, Stage
 from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.storage import Root, Stage
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     from adamatch_ray.codebooks import VisualCodebook
     from adamatch_ray.data import loading
     from adamatch_ray.engines.matching import MatchingEngine
-    from adamatch_ray.gallery.drawing import draw_study
-    from adamatch_ray.gallery.page import render_page
-    from adamatch_ray.gallery.view import spotlight, view_studies
+    from adamatch_ray.pages.drawing import draw_study
+    from adamatch_ray.pages.gallery import render_page
+    from adamatch_ray.pages.view import spotlight, view_studies
 
     engine = MatchingEngine.load(root, "cuda" if command.config.scale.gpu else "cpu")
     codebook = VisualCodebook.load(root.stage("codebooks"), crops=True)

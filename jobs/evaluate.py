@@ -6,12 +6,11 @@ Ours, or anyone's: --evaluate.predictions FILE. Writes metrics.json, table.md an
 
 import hashlib
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 if TYPE_CHECKING:
     from adamatch_ray.config import ScaleConfig
@@ -62,11 +61,15 @@ def _spread(scale: "ScaleConfig") -> "Spread":
 
     def make(meter: "ImageMeter", settings: "MeterSettings") -> "Measure":
         from adamatch_ray.evaluation import image_meter
+        from adamatch_ray.shards import Progress
 
         def measure(images: "Sequence[Encoded]") -> "Measured":
-            batches = list(image_meter.batches(images))
-            parts = map(meter, batches) if len(images) < SPREAD_FROM else _on_actors(settings, batches, scale)
-            return image_meter.join(list(_shown(parts, len(batches))))
+            batches, parts = list(image_meter.batches(images)), []
+            progress = Progress("metrics: images,", len(batches), "batches")
+            for part in map(meter, batches) if len(images) < SPREAD_FROM else _on_actors(settings, batches, scale):
+                parts.append(part)
+                progress.add()
+            return image_meter.join(parts)
 
         return measure
 
@@ -77,8 +80,8 @@ def _on_actors(settings: "MeterSettings", batches: "list[Sequence[Encoded]]", sc
     import ray
     from ray.util import ActorPool
 
+    from adamatch_ray.cluster import actors, start_ray
     from adamatch_ray.evaluation.image_meter import ImageMeter
-    from adamatch_ray.train.cluster import actors, start_ray
 
     start_ray(scale)
     remote = ray.remote(
@@ -88,18 +91,6 @@ def _on_actors(settings: "MeterSettings", batches: "list[Sequence[Encoded]]", sc
     yield from ActorPool(pool).map(lambda actor, batch: actor.__call__.remote(batch), batches)
     for actor in pool:
         ray.kill(actor)
-
-
-def _shown(parts: Iterable[Any], total: int) -> Iterator[Any]:
-    """Pass batches on and tell about every five seconds how far it is."""
-    began = shown = time.monotonic()
-    for number, part in enumerate(parts, start=1):
-        yield part
-        now = time.monotonic()
-        if now - shown > 5:
-            shown = now
-            left = (now - began) / number * (total - number)
-            print(f"metrics: images, batch {number}/{total} · ETA {left:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,16 @@ Generate reports from X-rays and X-rays from reports, each carried on to the sec
 for a table of your own; shards that an earlier run finished are kept.
 """
 
-import json
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 if TYPE_CHECKING:
-    from adamatch_ray.engines.generation_shards import GenerationShard, MadeShard
-
-BLOCKS = 2000
-"""Most blocks that the list of shards travels in."""
+    from adamatch_ray.pipeline.generations import GenerationShard
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -29,13 +24,23 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         run.settings["table"] = _digest(command.config.generate.manifest)
     if (answer := run.begin()) is not None:
         return answer
+    from adamatch_ray import __version__
+    from adamatch_ray.pipeline.generations import ShardGenerator
+    from adamatch_ray.shards import spread
+
     shards, inputs = _plan(run)
+    options, scale = run.config.generate, run.config.scale
+    versions = {**run.parents, "adamatch_ray": __version__}
+    device = "cuda" if scale.gpu else "cpu"
+    maker = partial(
+        ShardGenerator, run.root.uri, device, options, cycle=options.cycle, seed=options.seed, versions=versions
+    )
     statuses: dict[str, Counter[str]] = {shard.direction: Counter() for shard in shards}
     files: dict[str, int] = {}
     reused, busy = 0, 0.0
-    for made in _progress(_make(shards, run), sum(shard.rows for shard in shards)):
+    for made in spread(shards, maker, scale, "generations"):
         files[made.file] = made.rows
-        statuses[made.direction].update(made.statuses)
+        statuses[made.file.split("/")[0]].update(made.counts)
         reused, busy = reused + made.reused, busy + made.seconds
     missing = {shard.file: shard.rows for shard in shards}.items() - files.items()
     if missing or len(files) != len(shards):
@@ -49,8 +54,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 def _plan(run: StageRun) -> tuple[list["GenerationShard"], list[str]]:
     """All shards of all directions, and the files that a user's table was copied to."""
-    from adamatch_ray.engines import generation_inputs as inputs
-    from adamatch_ray.engines.generation_shards import GenerationShard
+    from adamatch_ray.pipeline import generation_inputs as inputs
+    from adamatch_ray.pipeline.generations import GenerationShard
 
     options = run.config.generate
     directions = ["cxr_to_report", "report_to_cxr"] if options.direction == "both" else [options.direction]
@@ -66,72 +71,6 @@ def _plan(run: StageRun) -> tuple[list["GenerationShard"], list[str]]:
         raise ValueError(f"generate.manifest {options.manifest} has no rows")
     shards = [GenerationShard(way, number, part) for way in directions for number, part in enumerate(slices)]
     return shards, copied
-
-
-def _make(shards: list["GenerationShard"], run: StageRun) -> Iterator["MadeShard"]:
-    import ray.data
-
-    from adamatch_ray.data.loading import calm_ray_data
-    from adamatch_ray.engines.generation_shards import MadeShard
-    from adamatch_ray.train.cluster import actors, start_ray
-
-    scale = run.config.scale
-    start_ray(scale)
-    calm_ray_data()
-    orders = [{"shard": shard.to_json()} for shard in shards]
-    made = ray.data.from_items(orders, override_num_blocks=min(len(orders), BLOCKS)).map_batches(
-        _Generator,
-        fn_constructor_args=(run.root.uri, scale.gpu, run.config.generate, run.parents),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(actors(scale), len(orders))),
-        num_cpus=scale.cpus_per_worker,
-        num_gpus=1 if scale.gpu else 0,
-    )
-    for row in made.iter_rows():
-        yield MadeShard(**json.loads(row["made"]))
-
-
-class _Generator:
-    """The actor: one cycle engine, one shard after another."""
-
-    def __init__(self, root: str, gpu: bool, options: Any, parents: dict[str, str]) -> None:
-        import torch
-
-        from adamatch_ray import __version__
-        from adamatch_ray.engines.generation_shards import ShardGenerator
-
-        if not gpu:  # sums must not depend on the machine's cores
-            torch.set_num_threads(1)
-        self.shards = ShardGenerator(
-            root,
-            "cuda" if gpu else "cpu",
-            options,
-            cycle=options.cycle,
-            seed=options.seed,
-            versions={**parents, "adamatch_ray": __version__},
-        )
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from dataclasses import asdict
-
-        from adamatch_ray.engines.generation_shards import GenerationShard
-
-        made = [self.shards.make(GenerationShard.from_json(str(order))) for order in batch["shard"]]
-        return {"made": [json.dumps(asdict(shard)) for shard in made]}
-
-
-def _progress(made: Iterator["MadeShard"], total: int) -> Iterator["MadeShard"]:
-    done = new = 0
-    began = shown = time.monotonic()
-    for shard in made:
-        yield shard
-        done, new = done + shard.rows, new + (0 if shard.reused else shard.rows)
-        now = time.monotonic()
-        if now - shown > 5 or done == total:
-            shown = now
-            rate = new / max(now - began, 1e-9)
-            left = f"{(total - done) / rate:.0f} s" if rate else "?"
-            print(f"generations {done}/{total} rows · {rate:.2f} rows/s · ETA {left}", file=sys.stderr)
 
 
 def _digest(path: str) -> str:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from adamatch_ray.artifacts import JOBS
 from adamatch_ray.cli import parse_command_line, run_as_command
 from adamatch_ray.config import ScaleConfig
-from adamatch_ray.stages import run_job
+from adamatch_ray.stage import run_job
+from adamatch_ray.storage import JOBS
 
 STAGES = tuple(JOBS)
 """Stages in the order they run."""
@@ -34,7 +34,7 @@ def _share_one_ray(scale: ScaleConfig) -> None:
     """Start Ray here once, for the jobs of all stages, unless there is a cluster already."""
     import ray
 
-    from adamatch_ray.train.cluster import start_ray
+    from adamatch_ray.cluster import start_ray
 
     start_ray(scale, dashboard=True)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

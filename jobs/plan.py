@@ -6,8 +6,8 @@ Predict time, memory a worker, storage and bottleneck of every stage, its arithm
 from collections.abc import Sequence
 from typing import Any
 
-from adamatch_ray.artifacts import JOBS, Root
 from adamatch_ray.cli import parse_command_line, run_as_command
+from adamatch_ray.storage import JOBS, Root
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         return answer
     from adamatch_ray.models.adamatch import image_config
     from adamatch_ray.schema import CHEXPERT_LABELS
-    from adamatch_ray.train.classification import classification_loop
+    from adamatch_ray.train.fit_encoder import classification_loop
     from adamatch_ray.train.launch import fit_stage
 
     image = replace(image_config(run.config.image, run.config.adamatch), num_classes=len(CHEXPERT_LABELS))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "adamatch")
     if (answer := run.begin()) is not None:
         return answer
-    from adamatch_ray.train.adamatch import adamatch_loop, prepare_tokenizer
+    from adamatch_ray.train.fit_adamatch import adamatch_loop, prepare_tokenizer
     from adamatch_ray.train.launch import fit_stage
 
     prepare_tokenizer(run.root, run.config.text)

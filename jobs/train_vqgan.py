@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     init = str(Path(stage.init).resolve()) if stage.init else ""
     if stage.train.epochs == 0:
         return _adopt(run, init)
+    from adamatch_ray.train.fit_vqgan import vqgan_loop
     from adamatch_ray.train.launch import fit_stage
-    from adamatch_ray.train.vqgan import vqgan_loop
 
     return fit_stage(run, vqgan_loop, stage.train, {"init": init}, score="fidelity")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -21,12 +21,12 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(command, "llm")
     if (answer := run.begin()) is not None:
         return answer
+    from adamatch_ray.cluster import start_ray
     from adamatch_ray.model_config import to_json
-    from adamatch_ray.train.cluster import start_ray
+    from adamatch_ray.pipeline.hints import make_hints
     from adamatch_ray.train.deepspeed_config import deepspeed_config
-    from adamatch_ray.train.hints import make_hints
+    from adamatch_ray.train.fit_llm import SCORE, llm_loop, steps_per_epoch
     from adamatch_ray.train.launch import fit_stage
-    from adamatch_ray.train.llm import SCORE, llm_loop, steps_per_epoch
     from adamatch_ray.train.llm_checkpoint import check_resume
     from adamatch_ray.train.llm_plan import plan_llm
     from adamatch_ray.train.llm_records import record_shards

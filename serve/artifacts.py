@@ -2,8 +2,8 @@
 
 import json
 
-from adamatch_ray.artifacts import JOBS, Root
 from adamatch_ray.model_config import VQGANConfig, from_dict
+from adamatch_ray.storage import JOBS, Root
 from serve.protocol import Model, ModelsResponse
 
 SERVED = ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm")

@@ -7,7 +7,7 @@ from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
-from adamatch_ray.artifacts import Root
+from adamatch_ray.storage import Root
 from serve.artifacts import check
 from serve.protocol import ModelsResponse
 from serve.settings import Settings, resolve

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.storage import Root
 from serve.batching import Batcher
 from serve.explain import match_response
 from serve.protocol import Hit, Keypatch, Keyword, MatchResponse

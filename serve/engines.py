@@ -4,11 +4,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.engines.generation import GenerationEngine
 from adamatch_ray.engines.image_tokens import ImageTokenizer, load_pretrained
 from adamatch_ray.model_config import InstructionConfig, from_dict
 from adamatch_ray.models.llm import load_llm
+from adamatch_ray.storage import Root
 
 
 def load_instructions(root: Root) -> InstructionConfig:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.loading import read_split
 from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.retrieval import score_pairs
+from adamatch_ray.storage import Stage
 from serve.protocol import Hit
 
 _TOGETHER = 64

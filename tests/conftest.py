@@ -71,9 +71,9 @@ def studies_root(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> P
 
     Made without Ray. Read only: a test that writes other stages copies it.
     """
-    from adamatch_ray.artifacts import Manifest, Root
     from adamatch_ray.config import load_config, section
-    from adamatch_ray.data import preparing
+    from adamatch_ray.pipeline import studies as preparing
+    from adamatch_ray.storage import Manifest, Root
 
     config = load_config(str(tiny_yaml))
     wanted = Counter({"train": 96, "validate": 16, "test": 16})
@@ -84,7 +84,7 @@ def studies_root(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> P
             rows.append(row)
     root = tmp_path_factory.mktemp("runs") / "tiny"
     shards, _ = preparing.plan(rows, config.data)
-    files = {shard.file: preparing.make_shard(shard, config.data, str(root))["accepted"] for shard in shards}
+    files = {shard.file: preparing.StudyShards(config.data, str(root)).make(shard).rows for shard in shards}
     counts = Counter(dict.fromkeys(("train", "validate", "test"), 0))
     for name, accepted in files.items():
         counts[name.split("/")[0]] += accepted

@@ -165,8 +165,8 @@ def test_a_learnt_temperature_stays_within_bounds(
 def test_embedding_a_split_is_batch_by_batch_what_it_is_at_once(
     tiny_sizes: AdaMatchSizes, studies_root: Path, tmp_path: Path
 ) -> None:
-    from adamatch_ray.artifacts import Root
     from adamatch_ray.data import loading
+    from adamatch_ray.storage import Root
 
     stage = Root(str(studies_root)).stage("studies")
     texts = [r for table in loading.read_split(stage, "validate", ["report"]) for r in table["report"].to_pylist()]

@@ -7,7 +7,7 @@ from adamatch_ray.engines.embedding import rows_of_words
 from adamatch_ray.model_config import TextEncoderConfig
 from adamatch_ray.models import text_encoder
 from adamatch_ray.models.adamatch import TextEmbeddings
-from adamatch_ray.train.adamatch import aligned_words, only_rows
+from adamatch_ray.train.fit_adamatch import aligned_words, only_rows
 
 CONFIG = TextEncoderConfig(name_or_path="", max_tokens=32)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adamatch_ray.artifacts import JOBS, Manifest, Root, Stage, fingerprint, flatten
 from adamatch_ray.cli import one_line
+from adamatch_ray.storage import JOBS, Manifest, Root, Stage, fingerprint, flatten
 
 CONFIG = {"data": {"seed": 0, "canvas": 64}}
 PARENTS = {"studies": "abc"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from adamatch_ray import measure
-from adamatch_ray.data import bench_ingest
+from benchmarks import ingest as bench_ingest
+from benchmarks import measure
 
 Main = Callable[..., Any]
 NAMES = ("late_interaction", "ingest", "vqgan_encode", "metrics", "llm_loss", "generate_image_tokens")

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.codebooks import GROUPS, TextualCodebook, VisualCodebook
 from adamatch_ray.data.images import Decoded, decode_png, encode_png, to_canvas
-from adamatch_ray.engines import codebook_building as building
-from adamatch_ray.engines.codebook_building import EntityCounts, KeypatchCandidates
 from adamatch_ray.engines.embedding import load_embedder, whole_words
-from adamatch_ray.engines.shards import MadeShard
 from adamatch_ray.geometry import Geometry
 from adamatch_ray.model_config import AdaMatchConfig
 from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.adamatch import AdaMatchSizes
+from adamatch_ray.pipeline import codebooks as building
+from adamatch_ray.pipeline.codebooks import EntityCounts, KeypatchCandidates
 from adamatch_ray.schema import KEYPATCH
+from adamatch_ray.shards import MadeShard
+from adamatch_ray.storage import Manifest, Root
 
 FILES = ("textual.json", "textual.safetensors", "visual.parquet")
 LEXICON = ("lexicon", "", 0.7)

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
-from adamatch_ray.engines.token_cache import TokenCache
 from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.vqgan_io import save_pretrained
+from adamatch_ray.pipeline.tokens import TokenCache
 from adamatch_ray.schema import TOKENS
+from adamatch_ray.storage import Manifest, Root
 
 SIZE = VQGANConfig(
     image_size=64,
@@ -70,10 +70,10 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def test_rows_are_those_of_the_studies_with_their_tokens(root: Path) -> None:
-    cache = TokenCache(str(root), kernel="torch")
+    cache = TokenCache(str(root))
     made = [cache.make(name) for name in shard_names(root)]
     model = load_pretrained(root / "vqgan" / "model")
-    tokenizer = ImageTokenizer(model, kernel="torch")
+    tokenizer = ImageTokenizer(model)
     for shard in made:
         studies = pq.read_table(root / "studies" / shard.file)
         tokens = pq.read_table(root / "tokens" / shard.file)
@@ -118,7 +118,7 @@ def test_order_and_chunks_of_work_leave_no_trace(root: Path, monkeypatch: pytest
         first.make(name)
     before = digests(root)
     shutil.rmtree(root / "tokens")
-    monkeypatch.setattr("adamatch_ray.engines.token_cache.CHUNK", 5)
+    monkeypatch.setattr("adamatch_ray.pipeline.tokens.CHUNK", 5)
     second = TokenCache(str(root), threads=1)
     for name in reversed(names):
         second.make(name)
@@ -133,7 +133,7 @@ def test_unfinished_vqgan_names_its_job(root: Path) -> None:
 
 KILLED = """
 import sys
-from adamatch_ray.engines.token_cache import TokenCache
+from adamatch_ray.pipeline.tokens import TokenCache
 cache = TokenCache(sys.argv[1])
 for name in sys.argv[2:]:
     cache.make(name)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import adamatch_ray
-from adamatch_ray.artifacts import JOBS
 from adamatch_ray.cli import parse_command_line
 from adamatch_ray.config import load_config
+from adamatch_ray.storage import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"

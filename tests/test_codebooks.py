@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from adamatch_ray.artifacts import Manifest, Root, Stage
 from adamatch_ray.codebooks import GROUPS, Entity, TextualCodebook, VisualCodebook, rank_entities, rank_keypatches
 from adamatch_ray.schema import KEYPATCH
+from adamatch_ray.storage import Manifest, Root, Stage
 
 STRUCTURE, DESCRIPTION, DISEASE, SIGN = GROUPS
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tiny_cycle import add_llm, add_vqgan
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.cycle import (
@@ -28,6 +27,7 @@ from adamatch_ray.engines.generation import ImageResult, ReportResult
 from adamatch_ray.engines.image_tokens import fingerprint
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig
+from adamatch_ray.storage import Manifest, Root
 
 Answer = ReportAnswer | ImageAnswer
 GREEDY = GenerationSettings(report_temperature=0, image_temperature=0, report_tokens=24)
@@ -121,7 +121,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(
 
 OTHER_PROCESS = """
 import hashlib, sys
-from adamatch_ray.artifacts import Root
+from adamatch_ray.storage import Root
 from adamatch_ray.engines.cycle import CycleEngine
 from adamatch_ray.model_config import GenerationSettings
 settings = GenerationSettings(report_temperature=0, image_temperature=0, report_tokens=24)

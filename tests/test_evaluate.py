@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import save_file
 from test_predictions import generations
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.cli import parse_command_line
 from adamatch_ray.config import load_config, section
 from adamatch_ray.data.images import decode_png, encode_png
+from adamatch_ray.data.labeler import Labels
 from adamatch_ray.data.predictions import Key
 from adamatch_ray.evaluation import headline, images, localization, split
-from adamatch_ray.metrics.labeler import Labels
 from adamatch_ray.metrics.localization import Localization, LocalizedPhrase
 from adamatch_ray.model_config import PVTConfig, from_dict, to_json
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.schema import CHEXPERT_LABELS
+from adamatch_ray.storage import Manifest, Root
 
 Main = Callable[[Sequence[str]], "dict[str, Any] | None"]
 ABLATIONS = Path(__file__).resolve().parents[1] / "adamatch_ray" / "presets" / "ablations"

@@ -18,7 +18,7 @@ from drill import REPOSITORY, answer, find_part, job, kill_part, running, see_th
 from s3_server import LoopbackS3, loopback_s3
 from test_s3 import objects, put
 
-from adamatch_ray.artifacts import Root
+from adamatch_ray.storage import Root
 
 pytestmark = [pytest.mark.slow]
 
@@ -151,7 +151,7 @@ FULL = """
 import errno, hashlib, subprocess, sys
 from pathlib import Path
 from adamatch_ray.config import load_config
-from adamatch_ray.data import preparing
+from adamatch_ray.pipeline import studies as preparing
 
 disk, yaml = Path(sys.argv[1]), sys.argv[2]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=True)
@@ -160,7 +160,7 @@ shards, _ = preparing.plan(preparing.list_rows(config), config)
 written = []
 try:
     for shard in shards:
-        written.append(preparing.make_shard(shard, config, str(disk))["file"])
+        written.append(preparing.StudyShards(config, str(disk)).make(shard).file)
     raise SystemExit("the disk was never full")
 except OSError as error:
     assert error.errno == errno.ENOSPC, error
@@ -169,7 +169,7 @@ whole = {name for name in files if not name.startswith("quarantine/")}
 assert whole == set(written) and not [name for name in files if "partial" in name], (files, written)
 subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
 for shard in shards:
-    preparing.make_shard(shard, config, str(disk))
+    preparing.StudyShards(config, str(disk)).make(shard)
 for path in sorted(disk.rglob("*.parquet")):
     print(path.relative_to(disk).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
 """
@@ -186,11 +186,11 @@ def test_a_full_disk_leaves_whole_shards_and_a_rerun_makes_the_rest(
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     from adamatch_ray.config import load_config
-    from adamatch_ray.data import preparing
+    from adamatch_ray.pipeline import studies as preparing
 
     config = load_config(str(tiny_yaml), {"data.rows_per_shard": "8"}).data
     shards, _ = preparing.plan(preparing.list_rows(config), config)
-    rows = sum(preparing.make_shard(shard, config, str(tmp_path / "calm"))["accepted"] for shard in shards)
+    rows = sum(preparing.StudyShards(config, str(tmp_path / "calm")).make(shard).rows for shard in shards)
     found = dict(line.split() for line in done.stdout.splitlines())
     assert found == objects(str(tmp_path / "calm")) and rows == 96 + 512
     table.add("full disk", 1, 0.0, 0, 0)
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_whole_shards_and_a_rerun_makes_the_rest(
 FIRST = """
 import sys, time
 from adamatch_ray.cli import parse_command_line
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
 run = StageRun(parse_command_line(sys.argv[1:], ""), "studies")
 run.begin()
 time.sleep(25)

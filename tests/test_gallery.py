@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adamatch_ray.artifacts import Root, Stage
 from adamatch_ray.codebooks import VisualCodebook
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import Decoded, encode_png, to_canvas
 from adamatch_ray.engines.matching import Keypatch, MatchingEngine
-from adamatch_ray.gallery.drawing import SIDE, draw_study
-from adamatch_ray.gallery.layout import COLOURS, place_labels
-from adamatch_ray.gallery.page import render_page
-from adamatch_ray.gallery.view import DRAWN, Mark, Reference, Segment, StudyView, picture, spotlight, view_studies
 from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.pages.drawing import SIDE, draw_study
+from adamatch_ray.pages.gallery import render_page
+from adamatch_ray.pages.layout import COLOURS, place_labels
+from adamatch_ray.pages.view import DRAWN, Mark, Reference, Segment, StudyView, picture, spotlight, view_studies
+from adamatch_ray.storage import Root, Stage
 
 SIZES = [(900, 300), (300, 900), (50, 40), (5000, 4000), (64, 64)]
 

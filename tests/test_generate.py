@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.cycle import CycleEngine, ImageAnswer, ReportAnswer, row_seed
-from adamatch_ray.engines.generation_inputs import (
+from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.model_config import GenerationSettings
+from adamatch_ray.pipeline.generation_inputs import (
     InputFile,
     Item,
     copy_table,
@@ -29,10 +31,9 @@ from adamatch_ray.engines.generation_inputs import (
     split_files,
     table_directions,
 )
-from adamatch_ray.engines.generation_shards import GenerationShard, ShardGenerator, generate_rows
-from adamatch_ray.geometry import CanvasImage
-from adamatch_ray.model_config import GenerationSettings
+from adamatch_ray.pipeline.generations import GenerationShard, ShardGenerator, generate_rows
 from adamatch_ray.schema import GENERATION
+from adamatch_ray.storage import Root
 
 SETTINGS = GenerationSettings(report_tokens=16)
 VERSIONS = {"llm": "llm-tiny"}
@@ -111,7 +112,7 @@ def test_shards_hold_the_rows_that_the_engine_gives(root: Path, engine: CycleEng
         assert np.array_equal(decode_png(row["image"]), engine.tokenizer.decode(tokens)[0])
         assert row["cycle_report"] is not None and {k["entry"] for k in row["keypatches"]} <= set(range(12))
     assert len({row["report"] for row in tables["cxr_to_report"].to_pylist()}) > 4
-    counted = {kind for m in made for kind in m.statuses}
+    counted = {kind for m in made for kind in m.counts}
     assert counted <= {"ok", "truncated"}
 
 
@@ -123,7 +124,7 @@ def test_finished_shards_are_kept_and_others_replaced(root: Path, engine: CycleE
     again = generator(root, engine, GenerationSettings(report_tokens=16, batch_size=2))
     for shard, made in zip(shards, first, strict=True):
         kept = again.make(shard)
-        assert kept.reused and (kept.file, kept.statuses) == (made.file, made.statuses)
+        assert kept.reused and (kept.file, kept.counts) == (made.file, made.counts)
     assert digests(root) == before
     for other in (
         generator(root, engine, GenerationSettings(report_tokens=15)),
@@ -146,7 +147,7 @@ def test_batches_and_order_leave_no_trace(root: Path, engine: CycleEngine, cycle
     settings = GenerationSettings(report_tokens=16, batch_size=2)
     other = generator(root, CycleEngine.load(Root(str(cycle_root)), settings=settings), settings)
     for shard in reversed(shards):
-        other.make(GenerationShard.from_json(shard.to_json()))
+        other.make(pickle.loads(pickle.dumps(shard)))
     assert digests(root) == before
 
 
@@ -229,7 +230,7 @@ def test_a_table_of_the_user_is_read_row_by_row(root: Path, engine: CycleEngine,
     assert isinstance(items[0].given, CanvasImage)
     assert (items[0].given.height, items[0].given.width, items[0].given.pixels.shape) == (90, 70, (64, 64))
     made = [generator(root, engine).make(GenerationShard(way, 0, slices)) for way in BOTH]
-    assert made[0].statuses.get("error") == 2 and made[1].statuses["error"] == 2
+    assert made[0].counts.get("error") == 2 and made[1].counts["error"] == 2
     rows = pq.read_table(root / "generations" / "report_to_cxr").to_pylist()
     assert rows[1]["status"].startswith("error: a prompt of ") and "exceed the context of 640" in rows[1]["status"]
     assert rows[2]["status"] == "error: the row has no report"
@@ -238,7 +239,7 @@ def test_a_table_of_the_user_is_read_row_by_row(root: Path, engine: CycleEngine,
 
 
 def test_a_table_is_copied_in_files_and_limited(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adamatch_ray.engines.generation_inputs.TABLE_ROWS", 3)
+    monkeypatch.setattr("adamatch_ray.pipeline.generation_inputs.TABLE_ROWS", 3)
     path = tmp_path / "reports.csv"
     path.write_text("id,report\n" + "".join(f"{i},report {i} is here\n" for i in range(8)))
     stage = Root(str(root)).stage("generations")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from adamatch_ray.engines.bench_image_tokens import measure_vqgan_encode
 from adamatch_ray.engines.image_tokens import ImageTokenizer, tokens_of_box
 from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
+from benchmarks.image_tokens import measure_vqgan_encode
 
 SIZES = {
     gray: VQGANConfig(
@@ -155,24 +155,8 @@ def test_codes_of_a_box_need_a_square_grid() -> None:
         tokens_of_box(CODES_4x4[:15], (0, 0, 1, 1), 4)
 
 
-def test_compiled_blocks_give_the_same_tokens_and_pictures() -> None:
-    images = canvases(4)
-    engine, plain = tokenizer(3), tokenizer(3, kernel="torch")
-    if engine.kernel != "compiled":
-        pytest.skip("no C++ compiler here")
-    tokens = plain.encode(images)
-    assert (engine.encode(images) == tokens).mean() >= 0.995
-    assert np.abs(engine.decode(tokens).astype(int) - plain.decode(tokens).astype(int)).max() <= 1
-
-
-def test_compiled_blocks_are_refused_where_they_do_not_fit() -> None:
-    assert tokenizer(dtype=torch.bfloat16).kernel == "torch"
-    with pytest.raises(ValueError, match='kernel "compiled" is for fp32'):
-        tokenizer(dtype=torch.bfloat16, kernel="compiled")
-
-
 def test_measuring_gives_rows_of_plain_numbers() -> None:
     rows = measure_vqgan_encode(SIZES[1], images=2, repeats=1)
-    assert [row["name"] for row in rows] == ["vqgan_encode_torch", "vqgan_encode_compiled"]
+    assert [row["name"] for row in rows] == ["vqgan_encode"]
     assert json.loads(json.dumps(rows)) == rows
     assert all(float(row["equal_tokens"]) >= 0.98 for row in rows)

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.engines.keypatch_tokens import FILE, KeypatchTokens, keypatch_tokens
 from adamatch_ray.schema import KEYPATCH, TOKENS
+from adamatch_ray.storage import Manifest, Root
 
 GRID, CANVAS = 4, 64
 

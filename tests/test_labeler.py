@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adamatch_ray.metrics.labeler import Labels, RuleLabeler, finding_scores
+from adamatch_ray.data.labeler import Labels, RuleLabeler, finding_scores
 from adamatch_ray.schema import CHEXPERT_LABELS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

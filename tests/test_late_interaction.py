@@ -14,10 +14,10 @@ from torch import Tensor
 
 from adamatch_ray.ops import late_interaction as module
 from adamatch_ray.ops import native
-from adamatch_ray.ops.bench_late_interaction import Case, compare
 from adamatch_ray.ops.compile import CompilerUnavailable, compiled
 from adamatch_ray.ops.late_interaction import Backend, late_interaction, matched_pairs, naive
 from adamatch_ray.ops.ragged import Result, Side
+from benchmarks.late_interaction import Case, compare
 
 FAST: tuple[Backend, ...] = ("native", "torch")
 ALL: tuple[Backend, ...] = (*FAST, "naive")

@@ -1,6 +1,6 @@
 """The import rule, read from every source file: left never imports right, and heavy packages stay where they belong.
 
-foundation → models, ops, losses, metrics, … → data → engines → train → gallery → jobs, serve
+foundation → models, ops, losses, metrics → data → engines → pipeline → train → evaluation, pages → jobs, serve
 """
 
 import ast
@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"config", "cli", "schema", "artifacts", "geometry", "model_config", "__init__"})
-    | frozenset({"arithmetic", "lease", "planning", "stage_plans", "stages"}),
-    frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics", "measure"}),
+    frozenset({"config", "cli", "model_config", "schema", "geometry", "storage", "lease", "__init__"}),
+    frozenset({"stage", "cluster", "shards", "arithmetic", "planning", "stage_plans"}),
+    frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
     frozenset({"data"}),
     frozenset({"engines"}),
-    frozenset({"evaluation"}),
+    frozenset({"pipeline"}),
     frozenset({"train"}),
-    frozenset({"gallery"}),
+    frozenset({"evaluation", "pages"}),
 )
 BARE = {
     "models",
@@ -95,11 +95,6 @@ def module_file(name: str) -> Path | None:
     return base / "__init__.py" if (base / "__init__.py").is_file() else None
 
 
-def is_bench(path: Path) -> bool:
-    """Benchmarks measure what users run, so they may reach for anything beside them."""
-    return path.name.startswith("bench_")
-
-
 @pytest.mark.parametrize("path", python_files(), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_left_never_imports_right(path: Path) -> None:
     own = layer(part(path))
@@ -108,6 +103,56 @@ def test_left_never_imports_right(path: Path) -> None:
             other = part(target)
             assert layer(other) <= own, f"{part(path)} may not import {item.name}"
             assert own < len(LAYERS) or part(path) == other or other not in ("jobs", "serve"), item.name
+
+
+def project_imports(path: Path) -> set[Path]:
+    """Files of the project that a file's import loads: those imported at its top, not those for type checkers."""
+    own = [item for item in imports(path) if item.at_import and item.top in ("adamatch_ray", "jobs", "serve")]
+    return {target for item in own if (target := module_file(item.name)) and target.name != "__init__.py"}
+
+
+def cycle_in(graph: dict[Path, set[Path]]) -> list[Path]:
+    """Files that import each other in a ring, if there are any."""
+    done: set[Path] = set()
+
+    def walk(path: Path, trail: list[Path]) -> list[Path]:
+        if path in trail:
+            return trail[trail.index(path) :]
+        if path in done:
+            return []
+        for target in sorted(graph.get(path, ())):
+            if ring := walk(target, [*trail, path]):
+                return ring
+        done.add(path)
+        return []
+
+    return next((ring for path in sorted(graph) if (ring := walk(path, []))), [])
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    assert not cycle_in({path: project_imports(path) for path in python_files()})
+
+
+def test_a_planted_cycle_is_found() -> None:
+    a, b, c = Path("a"), Path("b"), Path("c")
+    assert cycle_in({a: {b}, b: {c}, c: {b}}) == [b, c]
+    assert not cycle_in({a: {b, c}, b: {c}, c: set()})
+
+
+def test_every_file_of_the_library_is_reached_by_a_job_or_the_service() -> None:
+    """Tests and benchmarks do not count: what lives by them alone is dead."""
+    queue = [path for path in python_files() if part(path) in ("jobs", "serve")]
+    reached = set(queue)
+    while queue:
+        for item in imports(queue.pop()):
+            target = module_file(item.name) if item.top in ("adamatch_ray", "serve") else None
+            if target and target not in reached:
+                reached.add(target)
+                queue.append(target)
+    lost = {path.relative_to(ROOT).as_posix() for path in python_files()} - {
+        path.relative_to(ROOT).as_posix() for path in reached
+    }
+    assert not {name for name in lost if not name.endswith("__init__.py")}
 
 
 def users(package: str) -> set[str]:
@@ -123,7 +168,7 @@ def users(package: str) -> set[str]:
 def test_ray_is_only_where_work_is_spread() -> None:
     allowed = ("adamatch_ray/train/", "jobs/", "serve/")
     strays = {name for name in users("ray") if not name.startswith(allowed)}
-    assert strays <= {"adamatch_ray/data/loading.py"}
+    assert strays == {"adamatch_ray/cluster.py", "adamatch_ray/shards.py", "adamatch_ray/data/loading.py"}
 
 
 def test_loading_starts_no_ray_when_it_is_imported() -> None:
@@ -148,7 +193,7 @@ def test_pydantic_is_the_run_configurations_and_the_protocols_alone() -> None:
 def test_models_kernels_metrics_and_engines_run_on_a_bare_gpu_machine(package: str) -> None:
     """Not even through another module of the project: everything their import loads is followed."""
     reached: dict[str, str] = {}
-    queue = [p for p in python_files() if p.is_relative_to(PACKAGE) and part(p) in BARE and not is_bench(p)]
+    queue = [p for p in python_files() if p.is_relative_to(PACKAGE) and part(p) in BARE]
     for path in queue:
         reached[path.relative_to(ROOT).as_posix()] = ""
     while queue:
@@ -172,7 +217,7 @@ def test_importing_the_configuration_loads_no_model_library() -> None:
 
 
 def test_jobs_answer_help_before_anything_heavy_is_imported() -> None:
-    light = {"adamatch_ray.cli", "adamatch_ray.stages", "adamatch_ray.artifacts", "adamatch_ray.config"}
+    light = {"adamatch_ray.cli", "adamatch_ray.stage", "adamatch_ray.storage", "adamatch_ray.config"}
     for path in sorted((ROOT / "jobs").glob("*.py")):
         for item in imports(path):
             if item.at_import and module_file(item.name) and item.name != "adamatch_ray":

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from s3_server import loopback_s3
 
-from adamatch_ray.artifacts import LEASE, Root, Stage
 from adamatch_ray.cli import parse_command_line
 from adamatch_ray.lease import Lease
-from adamatch_ray.stages import StageRun
+from adamatch_ray.stage import StageRun
+from adamatch_ray.storage import LEASE, Root, Stage
 
 QUICK, PATIENCE = 0.1, 0.6
 
@@ -66,7 +66,7 @@ def test_a_second_run_is_refused_by_name_while_the_first_one_lives(stage: Stage)
 
 SECOND = """
 import sys
-from adamatch_ray.artifacts import Root
+from adamatch_ray.storage import Root
 from adamatch_ray.cli import run_as_command
 from adamatch_ray.lease import Lease
 run_as_command(lambda _: Lease(Root(sys.argv[1]).stage("tokens"), "second", 0.3, 20.0))
@@ -87,7 +87,7 @@ def test_a_run_that_gives_no_sign_of_life_is_replaced_and_may_not_commit(stage: 
 
 
 def test_the_place_of_a_process_known_to_be_dead_is_taken_at_once(stage: Stage) -> None:
-    left = "import os,sys; from adamatch_ray.artifacts import Root; from adamatch_ray.lease import Lease; "
+    left = "import os,sys; from adamatch_ray.storage import Root; from adamatch_ray.lease import Lease; "
     left += "lease = Lease(Root(sys.argv[1]).stage('tokens'), 'killed'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", left, stage.root.uri], env=dict(os.environ))
     assert json.loads(stage.read_text(LEASE) or "")["run"] == "killed"
@@ -97,7 +97,7 @@ def test_the_place_of_a_process_known_to_be_dead_is_taken_at_once(stage: Stage) 
 
 
 def test_a_process_that_ends_gives_its_lease_back(stage: Stage) -> None:
-    ends = "import sys; from adamatch_ray.artifacts import Root; from adamatch_ray.lease import Lease; "
+    ends = "import sys; from adamatch_ray.storage import Root; from adamatch_ray.lease import Lease; "
     ends += "lease = Lease(Root(sys.argv[1]).stage('tokens'), 'failed'); raise ValueError('a mistake')"
     done = subprocess.run([sys.executable, "-c", ends, stage.root.uri], env=dict(os.environ), capture_output=True)
     assert b"a mistake" in done.stderr and stage.read_text(LEASE) is None

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.data.images import encode_png
 from adamatch_ray.data.loading import (
     ShardFile,
@@ -24,6 +23,7 @@ from adamatch_ray.data.loading import (
     to_batch,
 )
 from adamatch_ray.schema import STUDY
+from adamatch_ray.storage import Root
 
 SHARDS = [ShardFile(f"part-{i}", rows) for i, rows in enumerate((50, 50, 50, 37, 50, 11, 50, 50, 50))]
 PLAN: dict[str, Any] = {"batch_size": 8, "world": 2, "rank": 0, "seed": 3, "epoch": 0, "skip": 0, "window": 120}

@@ -5,24 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.data import loading
 from adamatch_ray.data.phantom_report import FINDING_WORDS
 from adamatch_ray.engines.embedding import load_embedder
 from adamatch_ray.engines.localizing import canvas_image, localize_split
 from adamatch_ray.engines.matching import MatchingEngine
+from adamatch_ray.geometry import box_iou
 from adamatch_ray.metrics.localization import (
     GRID,
     THRESHOLDS,
     Localization,
     LocalizedPhrase,
-    box_iou,
     locate,
     map_maximum,
     similarity_map,
     summarize,
     truth_map,
 )
+from adamatch_ray.storage import Root
 
 QUARTERS = np.array([[0, 0, 100, 50], [100, 0, 200, 50], [0, 50, 100, 100], [100, 50, 200, 100]], dtype=float)
 """Four boxes that tile an image of 100 x 200 pixels."""

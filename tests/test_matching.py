@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
 from adamatch_ray.data import loading
 from adamatch_ray.engines.embedding import Embedder, load_embedder, whole_words
 from adamatch_ray.engines.localizing import canvas_image
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
-from adamatch_ray.geometry import CanvasImage
-from adamatch_ray.metrics.localization import box_iou
+from adamatch_ray.geometry import CanvasImage, box_iou
 from adamatch_ray.models import adamatch
 from adamatch_ray.models.adamatch import AdaMatchSizes
+from adamatch_ray.storage import Root
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from adamatch_ray.metrics.bench_metrics import metric_rows
 from adamatch_ray.metrics.extractors import NamedExtractor, inception, xray_densenet
 from adamatch_ray.metrics.image import FeatureStatistics, collect, fid, frechet_distance
 from adamatch_ray.metrics.niqe import FEATURES, NiqeParameters, block_features, fit_parameters, niqe
 from adamatch_ray.metrics.tsne import tsne
+from benchmarks.metrics import metric_rows
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Array = NDArray[np.float64]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.data import loading
 from adamatch_ray.data.ms_cxr import PhraseAnnotation, read_ms_cxr
 from adamatch_ray.engines.embedding import load_embedder
 from adamatch_ray.engines.localizing import localize_phrases
 from adamatch_ray.engines.matching import MatchingEngine
+from adamatch_ray.storage import Root
 
 HEADER = "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split"
 ROWS = (

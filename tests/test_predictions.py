@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.data.images import BadImage, encode_png
 from adamatch_ray.data.predictions import Key, load_canvas, read_generations, read_predictions
 from adamatch_ray.schema import GENERATION
+from adamatch_ray.storage import Manifest, Root
 
 COLUMNS = ("study_id", "report", "image")
 ROWS: list[dict[str, Any]] = [

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.config import DataConfig
-from adamatch_ray.data import phantom, preparing
+from adamatch_ray.data import phantom
 from adamatch_ray.data.images import decode_png
-from adamatch_ray.data.preparing import list_rows, make_shard, plan, write_quarantine
+from adamatch_ray.pipeline import studies as preparing
+from adamatch_ray.pipeline.studies import Shard, StudyShards, list_rows, plan, write_quarantine
 from adamatch_ray.schema import QUARANTINE, SPLITS, STUDY
+from adamatch_ray.shards import MadeShard
+from adamatch_ray.storage import Root
 
 PHANTOMS = DataConfig(source="phantom", phantoms=30, canvas=64, rows_per_shard=8)
 REPORT = "The heart is normal in size. No pleural effusion."
@@ -83,6 +85,10 @@ def table(tmp_path: Path) -> DataConfig:
     )
 
 
+def make_shard(shard: Shard, config: DataConfig, root: str) -> MadeShard:
+    return StudyShards(config, root).make(shard)
+
+
 def prepare(config: DataConfig, root: Path, order: Callable[[list[Any]], None] | None = None) -> dict[str, Any]:
     """All of the job's work but Ray's part: {seen, accepted, rejected, reasons}."""
     shards, rejected = plan(list_rows(config), config)
@@ -93,9 +99,9 @@ def prepare(config: DataConfig, root: Path, order: Callable[[list[Any]], None] |
     done = [make_shard(shard, config, str(root)) for shard in shards]
     return {
         "seen": seen,
-        "accepted": sum(part["accepted"] for part in done),
-        "rejected": sum(part["rejected"] for part in done) + len(rejected),
-        "reasons": sum((Counter(part["reasons"]) for part in done), Counter(row["reason"] for row in rejected)),
+        "accepted": sum(part.rows for part in done),
+        "rejected": sum(sum(part.counts.values()) for part in done) + len(rejected),
+        "reasons": sum((Counter(part.counts) for part in done), Counter(row["reason"] for row in rejected)),
     }
 
 
@@ -152,7 +158,7 @@ def test_a_finished_shard_is_not_made_again_and_a_lost_or_changed_one_is(
         return real(index, seed, side)
 
     monkeypatch.setattr(phantom, "generate", counted)
-    assert make_shard(shard, PHANTOMS, str(tmp_path)) == summary and not drawn
+    assert make_shard(shard, PHANTOMS, str(tmp_path)) == replace(summary, reused=True) and not drawn
     before = files(tmp_path)
     (tmp_path / "studies" / shard.file).unlink()
     assert make_shard(shard, PHANTOMS, str(tmp_path)) == summary and len(drawn) == 8
@@ -261,9 +267,9 @@ def test_a_missing_report_file_is_a_reason_not_a_crash(tmp_path: Path, monkeypat
     }
     config = DataConfig(source="mimic_cxr", path=str(tmp_path), canvas=64)
     shards, _ = plan([row], config)
-    assert make_shard(shards[0], config, str(tmp_path / "one"))["reasons"] == {"report file is missing": 1}
+    assert make_shard(shards[0], config, str(tmp_path / "one")).counts == {"report file is missing": 1}
     (tmp_path / "a.txt").write_text(" FINAL REPORT\n FINDINGS:\n The lungs are clear.\n\n IMPRESSION:\n Normal.\n")
-    assert make_shard(shards[0], config, str(tmp_path / "two"))["accepted"] == 1
+    assert make_shard(shards[0], config, str(tmp_path / "two")).rows == 1
     assert studies(tmp_path / "two")[0]["findings"] == "The lungs are clear."
 
 

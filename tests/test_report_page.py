@@ -8,10 +8,10 @@ import pytest
 
 from adamatch_ray.data.images import encode_png
 from adamatch_ray.data.predictions import Key
-from adamatch_ray.evaluation import page
 from adamatch_ray.evaluation.images import ImageScore
 from adamatch_ray.evaluation.reports import StudyScore
 from adamatch_ray.evaluation.split import Placed, Split, Study
+from adamatch_ray.pages import results as page
 
 EVIL = '<script>alert("x")</script> <img src=http://evil.example/x> & more'
 

@@ -20,10 +20,11 @@ from PIL import Image
 from s3_server import LoopbackS3, loopback_s3
 from test_cache_tokens import add_vqgan
 
-from adamatch_ray.artifacts import Manifest, Root, Stage
 from adamatch_ray.config import DataConfig, load_config
-from adamatch_ray.data import loading, preparing
-from adamatch_ray.engines.token_cache import TokenCache
+from adamatch_ray.data import loading
+from adamatch_ray.pipeline import studies as preparing
+from adamatch_ray.pipeline.tokens import TokenCache
+from adamatch_ray.storage import Manifest, Root, Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -141,7 +142,7 @@ def test_no_credentials_is_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch
 def write_studies(config: DataConfig, root: str) -> None:
     rows = [row for row in preparing.list_rows(config) if row["split"] == "train"][:24]
     shards, _ = preparing.plan(rows, config)
-    files = {shard.file: preparing.make_shard(shard, config, root)["accepted"] for shard in shards}
+    files = {shard.file: preparing.StudyShards(config, root).make(shard).rows for shard in shards}
     Root(root).stage("studies").commit(Manifest("studies", "tiny", {}, {}, {"train": sum(files.values())}, files))
 
 
@@ -160,7 +161,7 @@ def test_studies_and_tokens_are_the_same_bytes_as_on_a_disk(
     server.failing = failing
     for root in (local, remote):
         write_studies(data, root)
-        cache = TokenCache(root, kernel="torch")
+        cache = TokenCache(root)
         assert [cache.make(shard).reused for shard in sorted(cache.studies.require().files)] == [False] * 6
         assert cache.make("train/part-00002.parquet").reused
     server.failing = 0.0
@@ -184,9 +185,9 @@ def test_raw_data_may_lie_in_s3(server: LoopbackS3, tmp_path: Path) -> None:
     s3fs.S3FileSystem().put(str(tmp_path), "bucket/raw", recursive=True)
     config = DataConfig(source="manifest", path="s3://bucket/raw/table.jsonl", canvas=32, split_column="")
     shards, rejected = preparing.plan(preparing.list_rows(config), config)
-    made = [preparing.make_shard(shard, config, "s3://bucket/run") for shard in shards]
-    assert sum(row["accepted"] for row in made) == 2 and not rejected
-    assert [reason for row in made for reason in row["reasons"]] == ["image file is missing"]
+    made = [preparing.StudyShards(config, "s3://bucket/run").make(shard) for shard in shards]
+    assert sum(shard.rows for shard in made) == 2 and not rejected
+    assert [reason for shard in made for reason in shard.counts] == ["image file is missing"]
 
 
 @pytest.mark.slow

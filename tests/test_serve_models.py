@@ -13,10 +13,10 @@ from PIL import Image
 from ray import serve as ray_serve
 from starlette.testclient import TestClient
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.data.phantom import generate
 from adamatch_ray.engines.cycle import CycleEngine
 from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.storage import Manifest, Root
 from serve.app import make_app
 from serve.artifacts import check
 from serve.builder import build

@@ -47,9 +47,9 @@ def test_serve_run_without_artifacts_ends_at_once_with_the_command(tmp_path: Pat
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_service_answers_survives_a_dead_replica_and_bad_clients(ray_session: None, cycle_root: Path) -> None:
-    from adamatch_ray.artifacts import Root
     from adamatch_ray.engines.cycle import CycleEngine
-    from serve.bench import post, running, upload
+    from adamatch_ray.storage import Root
+    from benchmarks.service import post, running, upload
     from serve.images import read_image
     from serve.settings import Settings, resolve
 
@@ -87,7 +87,7 @@ def _abort_many(url: str, image: bytes) -> None:
 
 
 def _statuses_while_a_replica_dies(url: str, image: bytes, deployment: str) -> list[int]:
-    from serve.bench import post
+    from benchmarks.service import post
 
     statuses: list[int] = []
     ended = threading.Event()

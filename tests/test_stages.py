@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from adamatch_ray import stages
-from adamatch_ray.artifacts import JOBS, Root
+from adamatch_ray import stage as stages
 from adamatch_ray.cli import parse_command_line
-from adamatch_ray.stages import PARENTS, SECTIONS, StageRun
+from adamatch_ray.stage import PARENTS, SECTIONS, StageRun
+from adamatch_ray.storage import JOBS, Root
 
 
 def run(name: str, root: Path, *arguments: str) -> StageRun:

@@ -70,8 +70,8 @@ def trained(
 
 
 def test_a_run_writes_its_model_its_metrics_and_its_manifest(trained: Trained) -> None:
-    from adamatch_ray.artifacts import Root
     from adamatch_ray.models import adamatch
+    from adamatch_ray.storage import Root
 
     answer = trained.answer
     assert (answer["stage"], answer["status"], answer["steps"]) == ("adamatch", "done", STEPS)
@@ -97,7 +97,7 @@ def test_a_finished_run_is_skipped(trained: Trained, job: Callable[[str], Main],
 def _dies_once(settings: dict[str, Any]) -> None:
     """The loop of AdaMatch, in a worker that is killed during step 9 the first time."""
     from adamatch_ray.train import loop
-    from adamatch_ray.train.adamatch import adamatch_loop
+    from adamatch_ray.train.fit_adamatch import adamatch_loop
 
     marker = Path(settings["root"]) / "killed"
     step = loop._step
@@ -120,7 +120,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from adamatch_ray.train import adamatch
+    from adamatch_ray.train import fit_adamatch as adamatch
 
     # Workers cannot import this module, so what it defines travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -144,7 +144,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(
 def _may_not_step(settings: dict[str, Any]) -> None:
     """The loop of AdaMatch where nothing is left to be done."""
     from adamatch_ray.train import loop
-    from adamatch_ray.train.adamatch import adamatch_loop
+    from adamatch_ray.train.fit_adamatch import adamatch_loop
 
     with mock.patch.object(loop, "_step", None):
         adamatch_loop(settings)

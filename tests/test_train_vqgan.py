@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity as reference_ssim
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.config import VQGANStage, VQGANTrain, load_config
 from adamatch_ray.engines.image_tokens import ImageTokenizer, load_pretrained
 from adamatch_ray.losses import perceptual
@@ -23,6 +22,7 @@ from adamatch_ray.model_config import DiscriminatorConfig, PVTConfig, VQLossConf
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.vqgan_io import fingerprint, save_pretrained
+from adamatch_ray.storage import Root
 from adamatch_ray.train.distributed import Worker
 from adamatch_ray.train.vqgan_fitter import Fitter, model_config, perceptual_distance
 
@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_decoded_tokens() -> None:
     run_steps(fitter, 0, 3)
     images = canvases(6, seed=5)
     scores = fitter.score(iter([images[:4], images[4:]]))
-    tokenizer = ImageTokenizer(copy.deepcopy(fitter.model), kernel="torch")
+    tokenizer = ImageTokenizer(copy.deepcopy(fitter.model))
     tokens = tokenizer.encode(images)
     made = tokenizer.decode(tokens).astype(float)
     error = ((made - images) ** 2).mean((1, 2))

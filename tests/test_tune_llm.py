@@ -19,17 +19,17 @@ import torch.multiprocessing as processes
 from tiny_cycle import finish_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.codebooks import VisualCodebook
 from adamatch_ray.config import DeepSpeedConfig, LLMStage, LLMTrain, LoRAConfig
 from adamatch_ray.data import loading
-from adamatch_ray.engines.hints import KEYPATCHES, KEYWORDS, HintCache
 from adamatch_ray.instructions import Example, InstructionBuilder, prompt_phrases
 from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm import load_llm
 from adamatch_ray.models.llm_lora import add_adapters, merge_adapters
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, train_bpe_tokenizer
+from adamatch_ray.pipeline.hints import KEYPATCHES, KEYWORDS, HintCache
 from adamatch_ray.schema import HINTS
+from adamatch_ray.storage import Manifest, Root
 from adamatch_ray.train.distributed import Worker
 from adamatch_ray.train.llm_checkpoint import check_resume, convert
 from adamatch_ray.train.llm_plan import plan_llm
@@ -341,7 +341,7 @@ def rows(root: Path, kind: str) -> list[dict[str, Any]]:
 
 def _dies_once(settings: dict[str, Any]) -> None:
     """The loop, in two workers of which one is killed during step 6 the first time."""
-    from adamatch_ray.train import llm
+    from adamatch_ray.train import fit_llm as llm
 
     marker, step = Path(settings["root"]) / "killed", llm._step
 
@@ -367,7 +367,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
 ) -> None:
     import ray.cloudpickle
 
-    from adamatch_ray.train import llm
+    from adamatch_ray.train import fit_llm as llm
 
     whole, killed = (Path(shutil.copytree(inputs, tmp_path / name)) for name in ("whole", "killed"))
     answer = run_job(job, tiny_yaml, whole)

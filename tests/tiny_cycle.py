@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
-from adamatch_ray.artifacts import Manifest, Root
 from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
 from adamatch_ray.config import load_config
 from adamatch_ray.data import loading
@@ -21,7 +20,6 @@ from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.engines.image_tokens import fingerprint, save_pretrained
 from adamatch_ray.engines.keypatch_tokens import FILE, keypatch_tokens
-from adamatch_ray.engines.token_cache import TokenCache
 from adamatch_ray.geometry import Geometry
 from adamatch_ray.instructions import instruction_texts
 from adamatch_ray.model_config import InstructionConfig, LLMConfig, VQGANConfig, to_json
@@ -29,7 +27,9 @@ from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.llm import build_llm, save_llm
 from adamatch_ray.models.llm_tokens import train_bpe_tokenizer
 from adamatch_ray.models.vqgan import VQGAN
+from adamatch_ray.pipeline.tokens import TokenCache
 from adamatch_ray.schema import KEYPATCH
+from adamatch_ray.storage import Manifest, Root
 
 VQGAN_SIZE = VQGANConfig(
     image_size=64,
@@ -145,7 +145,7 @@ def _add_codebooks(stages: Root, embedder: Embedder, studies: list[_Study]) -> N
 def _add_tokens(stages: Root, model: VQGAN) -> None:
     """Tokens of all images and of the keypatches."""
     stage = stages.stage("tokens")
-    cache = TokenCache(stages.uri, kernel="torch")
+    cache = TokenCache(stages.uri)
     files = {name: cache.make(name).rows for name in sorted(stages.stage("studies").require().files)}
     shards = (pq.read_table(f"{stage.path}/{name}") for name in files if name.startswith("train/"))
     visual = VisualCodebook.load(stages.stage("codebooks")).table

@@ -6,8 +6,6 @@ continues at the very next row, and no pipeline is restarted between epochs.
 """
 
 import json
-import logging
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -17,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adamatch_ray.artifacts import Root, Stage
+from adamatch_ray.cluster import calm_ray_data
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.schema import CHEXPERT_LABELS
+from adamatch_ray.storage import Root, Stage
 
 Batch = dict[str, Any]
 """image uint8 [B, S, S], labels float32 [B, 14] (NaN: not mentioned), report and study_id object arrays [B]."""
@@ -163,26 +162,6 @@ def training_batches(
     batches = stream.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
     for _, batch in zip(range(start_step, total_steps), batches, strict=False):
         yield cast(Batch, batch)
-
-
-def calm_ray_data() -> None:
-    """Keep Ray Data from the terminal (jobs show their own progress) and from taking a core for itself.
-
-    Its scheduler polls without a pause while its output is full, which is most of a training run, and it does so in
-    the training process, where it took most of a core and of the interpreter lock from the model.
-    """
-    from ray.data import DataContext
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class Unhurried(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            time.sleep(0.02)
-
-    context = DataContext.get_current()
-    context.custom_execution_callback_classes = [Unhurried]
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def read_split(stage: Stage, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:

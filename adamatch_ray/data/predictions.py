@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.data import sources
 from adamatch_ray.data.images import BadImage, Pixels, decode, to_canvas
+from adamatch_ray.storage import Stage
 
 Encoded = bytes | str
 """The bytes of an image file, or its path or URL."""

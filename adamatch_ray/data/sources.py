@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from adamatch_ray.artifacts import s3_filesystem
 from adamatch_ray.schema import SOURCE
+from adamatch_ray.storage import s3_filesystem
 
 Row = dict[str, Any]
 OpenFile = Callable[[str], BinaryIO]

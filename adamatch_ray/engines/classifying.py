@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.model_config import PVTConfig, from_dict
 from adamatch_ray.models.inputs import model_input
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.schema import CHEXPERT_LABELS
+from adamatch_ray.storage import Root
 
 
 class Judgement(NamedTuple):

@@ -15,7 +15,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from adamatch_ray.artifacts import JOBS, Root, Stage
 from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
@@ -23,6 +22,7 @@ from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig, from_dict
 from adamatch_ray.models.llm import load_llm
+from adamatch_ray.storage import JOBS, Root, Stage
 
 MATCHED = 64
 """Rows that AdaMatch sees at once; always as many, so that a score is rounded alike whatever else is set."""

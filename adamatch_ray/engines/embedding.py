@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from adamatch_ray.artifacts import Root, Stage
 from adamatch_ray.data import loading
 from adamatch_ray.model_config import TextEncoderConfig
 from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, ImageEmbeddings, TextEmbeddings
 from adamatch_ray.models.inputs import model_input
+from adamatch_ray.storage import Root, Stage
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 The same object is the actor of an offline pass over a data set and the body of a deployment.
 """
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,13 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamatch_ray.models.vqgan import VQGAN
-from adamatch_ray.models.vqgan_cpu import packed
 from adamatch_ray.models.vqgan_io import fingerprint, load_checkpoint, load_pretrained, save_pretrained
-from adamatch_ray.ops import conv_block
 
 __all__ = ["ImageTokenizer", "fingerprint", "load_checkpoint", "load_pretrained", "save_pretrained", "tokens_of_box"]
-
-logger = logging.getLogger(__name__)
 
 
 class ImageTokenizer:
@@ -32,9 +26,7 @@ class ImageTokenizer:
 
     `batch_size` is what goes through the model at once, however many images a call brings. Left at 0 it is 1 on a CPU,
     where one image at a time stays in the caches, and 64 elsewhere. `dtype` is that of the encoder and decoder; in
-    anything but fp32 some tokens change, so measure the agreement before using it. `kernel` chooses the residual
-    blocks: "compiled" is for fp32 on a CPU and needs a C++ compiler, "torch" runs everywhere, "auto" takes the first
-    where it can and says so where it cannot; the attribute `kernel` tells which one runs.
+    anything but fp32 some tokens change, so measure the agreement before using it.
     """
 
     def __init__(
@@ -45,7 +37,6 @@ class ImageTokenizer:
         batch_size: int = 0,
         channels_last: bool = True,
         dtype: torch.dtype = torch.float32,
-        kernel: Literal["auto", "compiled", "torch"] = "auto",
     ) -> None:
         if batch_size < 0:
             raise ValueError(f"batch_size {batch_size} must be positive, or 0 to let the device decide")
@@ -56,8 +47,6 @@ class ImageTokenizer:
         self.layout: torch.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.config = model.config
         self.model = model.to(self.device).to(memory_format=self.layout).eval()
-        self.kernel = self._choose_kernel(kernel, channels_last)
-        self._running = packed(self.model) if self.kernel == "compiled" else self.model
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Gray canvases [B, image_size, image_size] uint8 to tokens [B, T] uint16, row-major."""
@@ -72,7 +61,7 @@ class ImageTokenizer:
         tokens_BT = torch.empty(len(images), self.config.tokens, dtype=torch.int32, device=self.device)
         with self._inference():
             for rows in self._batches(len(images)):
-                tokens_BT[rows] = self._running.encode_tokens(self._to_model(images[rows])).int()
+                tokens_BT[rows] = self.model.encode_tokens(self._to_model(images[rows])).int()
         # one copy to the host a call: a copy a batch would make an accelerator wait for the host each time
         return tokens_BT.cpu().numpy().astype(np.uint16)
 
@@ -91,23 +80,8 @@ class ImageTokenizer:
         images = torch.empty(len(indices_BT), side, side, dtype=torch.uint8, device=self.device)
         with self._inference():
             for rows in self._batches(len(indices_BT)):
-                images[rows] = to_gray(self._running.decode_tokens(indices_BT[rows]))
+                images[rows] = to_gray(self.model.decode_tokens(indices_BT[rows]))
         return images.cpu().numpy()
-
-    def _choose_kernel(self, wanted: str, channels_last: bool) -> str:
-        fits = self.device.type == "cpu" and self.dtype == torch.float32 and channels_last and self.config.grid % 4 == 0
-        if wanted == "compiled" and not fits:
-            raise ValueError('kernel "compiled" is for fp32, channels last, on a CPU, with a grid of a multiple of 4')
-        if wanted == "torch" or not fits:
-            return "torch"
-        try:
-            conv_block.library()
-        except conv_block.CompilerUnavailable as error:
-            if wanted == "compiled":
-                raise
-            logger.warning("encoding without the compiled kernels, about twice slower: %s", error)
-            return "torch"
-        return "compiled"
 
     def _batches(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self.batch_size):

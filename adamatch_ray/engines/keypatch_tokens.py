@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.engines.image_tokens import tokens_of_box
 from adamatch_ray.geometry import Geometry
 from adamatch_ray.schema import KEYPATCH_TOKENS
+from adamatch_ray.storage import Stage
 
 FILE = "keypatches.parquet"
 

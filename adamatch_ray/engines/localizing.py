@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.ms_cxr import PhraseAnnotation
@@ -13,6 +12,7 @@ from adamatch_ray.data.phantom_report import FINDING_WORDS
 from adamatch_ray.engines.matching import Match, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import LocalizedPhrase, locate
+from adamatch_ray.storage import Stage
 
 COLUMNS = ["study_id", "dicom_id", "report", "image", "height", "width", "boxes"]
 

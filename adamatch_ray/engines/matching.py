@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
 from adamatch_ray.engines.embedding import Embedder, ReportWord, load_embedder, whole_words
-from adamatch_ray.geometry import CanvasImage
-from adamatch_ray.metrics.localization import box_iou
+from adamatch_ray.geometry import CanvasImage, box_iou
+from adamatch_ray.storage import Root
 
 Box = tuple[float, float, float, float]
 """xyxy in pixels of an original image."""

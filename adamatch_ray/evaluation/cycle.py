@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from adamatch_ray.data.images import BadImage
+from adamatch_ray.data.labeler import ReportLabeler
 from adamatch_ray.data.predictions import Encoded, load_canvas
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings
 from adamatch_ray.evaluation import reports
 from adamatch_ray.evaluation.split import Placed, Split
 from adamatch_ray.metrics import retrieval
-from adamatch_ray.metrics.labeler import ReportLabeler
 from adamatch_ray.metrics.text import Meteor
 
 BATCH = 32

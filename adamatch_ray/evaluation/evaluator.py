@@ -10,21 +10,22 @@ from typing import Any
 
 import torch
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.config import EvaluateConfig
 from adamatch_ray.data.images import decode_png
+from adamatch_ray.data.labeler import RuleLabeler
 from adamatch_ray.data.loading import read_split
 from adamatch_ray.data.ms_cxr import read_ms_cxr
 from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
 from adamatch_ray.engines.localizing import localize_phrases, localize_split
 from adamatch_ray.engines.matching import MatchingEngine, load_embedder
-from adamatch_ray.evaluation import cycle, headline, images, localization, page, reports, split
+from adamatch_ray.evaluation import cycle, headline, images, localization, reports, split
 from adamatch_ray.evaluation.image_meter import ImageMeter, MeterSettings, niqe_fits
 from adamatch_ray.evaluation.tables import csv_table
 from adamatch_ray.metrics import retrieval
-from adamatch_ray.metrics.labeler import RuleLabeler
 from adamatch_ray.metrics.niqe import NiqeParameters
+from adamatch_ray.pages import results as page
+from adamatch_ray.storage import Root
 
 Spread = Callable[[ImageMeter, MeterSettings], images.Measure]
 """Makes the function that measures images, from a meter at hand and from what further ones are made of."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.data.images import BadImage, Pixels
 from adamatch_ray.data.predictions import Encoded, load_canvas
 from adamatch_ray.engines.classifying import DiseaseClassifier
 from adamatch_ray.metrics import extractors
 from adamatch_ray.metrics.niqe import BLOCK, NiqeParameters, niqe
+from adamatch_ray.storage import Root
 
 BATCH = 32
 Array = NDArray[np.floating]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png, encode_png
+from adamatch_ray.data.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.data.predictions import Encoded
 from adamatch_ray.evaluation.image_meter import Measured
 from adamatch_ray.evaluation.reports import micro_interval
@@ -20,10 +20,10 @@ from adamatch_ray.evaluation.split import Placed, Split
 from adamatch_ray.evaluation.tables import finding_names
 from adamatch_ray.metrics.bootstrap import bootstrap_mean
 from adamatch_ray.metrics.image import FeatureStatistics, collect, fid
-from adamatch_ray.metrics.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.metrics.niqe import NiqeParameters, fit_parameters
 from adamatch_ray.metrics.tsne import tsne
 from adamatch_ray.schema import CHEXPERT_LABELS
+from adamatch_ray.storage import Stage
 
 Measure = Callable[[Sequence[Encoded]], Measured]
 """Measures any number of images, in order."""

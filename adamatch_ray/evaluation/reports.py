@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamatch_ray.data.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.evaluation.split import Placed, Split
 from adamatch_ray.evaluation.tables import finding_names
 from adamatch_ray.metrics.bootstrap import bootstrap_sums
-from adamatch_ray.metrics.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.metrics.text import Meteor, clean_report, rouge_l, score_reports
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.data import loading
+from adamatch_ray.data.labeler import Labels
 from adamatch_ray.data.predictions import Key
-from adamatch_ray.metrics.labeler import Labels
+from adamatch_ray.storage import Stage
 
 Value = TypeVar("Value")
 

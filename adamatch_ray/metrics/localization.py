@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from adamatch_ray.geometry import box_iou
+
 Array = NDArray[np.float64]
-Boxes = NDArray[np.floating]
 
 GRID = 64
 """Cells a side of a similarity map, whatever the image's size."""
@@ -140,15 +141,6 @@ def contains(boxes_T4: Array, x: float, y: float) -> bool:
     """Whether a point lies in any box, edges included."""
     x0, y0, x1, y1 = boxes_T4.T
     return bool(((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1)).any())
-
-
-def box_iou(boxes_A4: Boxes, boxes_B4: Boxes) -> Array:
-    """Intersection over union [A, B] of each box with each; 0 where neither has an area."""
-    a, b = boxes_A4[:, None].astype(np.float64), boxes_B4[None].astype(np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    both = sides.clip(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
 def _cover(edges_P2: Array, length: float) -> Array:

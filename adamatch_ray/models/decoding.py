@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from adamatch_ray.models.folded_neox import FoldedNeoX
-from adamatch_ray.ops.decode_mix import decode_mix
 
 
 class Prefilled(NamedTuple):
@@ -148,16 +147,13 @@ class NeoXSession:
         for layer, kv in zip(f.layers, self._kv, strict=True):
             normal = F.layer_norm(state, (f.hidden,), eps=f.eps)
             torch.addmm(layer.in_bias, normal, layer.in_weight, out=self._wide)
-            if f.compiled:
-                decode_mix(self._wide, kv, cos, sin, self._mask, self._joined, self._slot)
-            else:
-                self._mix(kv, cos, sin)
+            self._mix(kv, cos, sin)
             state = torch.addmm(state.add_(layer.out_bias), self._joined, layer.out_weight)
         self._slot, self._step = self._slot + 1, self._step + 1
         return f.final_norm(state)
 
     def _mix(self, kv: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """What `decode_mix` does, with torch: for GPUs, other dtypes, and machines without a compiler."""
+        """Turn queries and keys, attend, and activate the MLP: `_wide` in, `_joined` out."""
         slot, stop = self._slot, self._slot + 1
         self._turning.mul_(cos).addcmul_(self._swapped, sin)
         kv[:, :, :, slot].copy_(self._key_value)

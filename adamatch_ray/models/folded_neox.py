@@ -1,17 +1,11 @@
 """A GPT-NeoX model's layers rearranged for decoding: two matrix products a layer (section 3.2)."""
 
-import logging
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
-
-from adamatch_ray.ops.compile import CompilerUnavailable
-from adamatch_ray.ops.decode_mix import takes
-
-logger = logging.getLogger(__name__)
 
 
 class _Layer(NamedTuple):
@@ -42,7 +36,6 @@ class FoldedNeoX:
         self.inner, self.eps, self.dtype = config.intermediate_size, config.layer_norm_eps, model.dtype
         self.embedding, self.final_norm = model.gpt_neox.embed_in, model.gpt_neox.final_layer_norm
         self.rotary_embedding = model.gpt_neox.rotary_emb
-        self.compiled = _can_compile(self.head_size, self.inner, model)
         with torch.no_grad():
             self.layers = [self._fold(layer) for layer in model.gpt_neox.layers if isinstance(layer, GPTNeoXLayer)]
 
@@ -72,16 +65,6 @@ class FoldedNeoX:
         heads = rows.view(self.heads, self.head_size, *rows.shape[1:])
         first, second = heads[:, : self.rotary].chunk(2, dim=1)
         return torch.cat([-second, first], dim=1).flatten(0, 1)
-
-
-def _can_compile(head_size: int, inner: int, model: PreTrainedModel) -> bool:
-    if model.device.type != "cpu" or model.dtype != torch.float32:
-        return False
-    try:
-        return takes(head_size, inner)
-    except CompilerUnavailable as error:
-        logger.warning("decoding without the compiled kernel, slower: %s", error)
-        return False
 
 
 def why_not_folded(model: PreTrainedModel) -> str:

@@ -192,7 +192,9 @@ def _native() -> ModuleType:
 def _triton() -> ModuleType:
     if importlib.util.find_spec("triton") is None:
         raise ValueError("the GPU kernel needs triton: pip install triton")
-    return importlib.import_module("adamatch_ray.ops.late_interaction_triton")
+    from adamatch_ray.ops import late_interaction_triton
+
+    return late_interaction_triton
 
 
 @functools.cache

@@ -8,10 +8,10 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from adamatch_ray.cluster import start_ray
 from adamatch_ray.config import ScaleConfig, TrainConfig
 from adamatch_ray.data import loading
-from adamatch_ray.stages import StageRun
-from adamatch_ray.train.cluster import start_ray
+from adamatch_ray.stage import StageRun
 
 
 def fit_stage(

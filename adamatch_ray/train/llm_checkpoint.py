@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.config import LLMStage
+from adamatch_ray.storage import Stage
 
 TAG = "deepspeed"
 """Folder of DeepSpeed's files within a checkpoint."""

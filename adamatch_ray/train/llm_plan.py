@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.codebooks import TextualCodebook
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
@@ -16,6 +15,7 @@ from adamatch_ray.engines.image_tokens import fingerprint, load_pretrained
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
 from adamatch_ray.models.llm import check_fit
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
+from adamatch_ray.storage import Root
 
 
 def plan_llm(root: Root, stage: LLMStage) -> TokenLayout:

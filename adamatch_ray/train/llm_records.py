@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.data import loading
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
 from adamatch_ray.instructions import CXR_TO_REPORT, REPORT_TO_CXR, Example, InstructionBuilder, Overlength
 from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm_loss import IGNORE
 from adamatch_ray.models.llm_tokens import TokenLayout
+from adamatch_ray.storage import Root
 
 DIRECTIONS = (CXR_TO_REPORT, REPORT_TO_CXR)
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adamatch_ray.artifacts import Root
 from adamatch_ray.config import TrainConfig
 from adamatch_ray.data import loading
+from adamatch_ray.storage import Root
 from adamatch_ray.train import checkpoint, optim
 from adamatch_ray.train.distributed import Worker, seed_step
 from adamatch_ray.train.tracking import build_tracker

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
-from adamatch_ray.artifacts import Stage
 from adamatch_ray.data.images import Pixels, encode_png
+from adamatch_ray.storage import Stage
 
 
 class Tracker(Protocol):

@@ -1,0 +1,69 @@
+"""The Ray that a job runs on."""
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adamatch_ray.config import ScaleConfig
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch shows every progress line twice
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a failed task is told of once, by the job
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def start_ray(scale: "ScaleConfig", dashboard: bool = False) -> None:
+    """Join the cluster this job belongs to, or start a Ray of its own on this machine.
+
+    A Ray started here has a dashboard only where asked for: Ray Train needs one, to see whether a run is still alive.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    # Fewer than four logical CPUs starve the data loaders beside the training workers.
+    cpus = scale.local_cpus or max(4, os.cpu_count() or 1)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=dashboard,
+        logging_level=logging.WARNING,
+        object_store_memory=int(os.environ.get("ADAMATCH_OBJECT_STORE", 1_000_000_000)),
+    )
+
+
+def actors(scale: "ScaleConfig") -> int:
+    """How many processes a batch job spreads over: `scale.workers` GPUs, or at least this machine's cores."""
+    return scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)
+
+
+def calm_ray_data() -> None:
+    """Keep Ray Data from the terminal (jobs show their own progress) and from taking a core for itself.
+
+    Its scheduler polls without a pause while its output is full, which is most of a training run, and it does so in
+    the training process, where it took most of a core and of the interpreter lock from the model.
+    """
+    from ray.data import DataContext
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Unhurried(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            time.sleep(0.02)
+
+    context = DataContext.get_current()
+    context.custom_execution_callback_classes = [Unhurried]
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -1,0 +1,199 @@
+"""Findings of a report as the 14 CheXpert labels, for the clinical scores that BLEU does not give (paper, section 4).
+
+Rules and lexicon of our own: negation- and uncertainty-aware, fast, without weights or downloads. It is a yardstick to
+compare models on one corpus, not CheXbert; whoever has CheXbert passes it in as a `ReportLabeler`.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from adamatch_ray.data import finding_lexicon as lexicon
+from adamatch_ray.schema import CHEXPERT_LABELS
+
+Labels = tuple[float | None, ...]
+"""One value for each of CHEXPERT_LABELS: 1 present, 0 absent, -1 uncertain, None not mentioned."""
+
+LEADING_FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+"""The five findings that the literature averages besides all 14."""
+
+_RANK = {None: 0, 0.0: 1, -1.0: 2, 1.0: 3}
+_NO_FINDING = CHEXPERT_LABELS.index("No Finding")
+_DEVICES = CHEXPERT_LABELS.index("Support Devices")
+_NOT = re.compile(r"\b(?:not|non)\b")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|(?<=\w)\.(?=[a-z])")
+
+
+class ReportLabeler(Protocol):
+    """Reports to labels, in order. `name` is printed with every score."""
+
+    @property
+    def name(self) -> str: ...
+
+    def label(self, reports: Sequence[str]) -> list[Labels]: ...
+
+
+class RuleLabeler:
+    """Labels each sentence by phrases and the nearest cue around them, then keeps the strongest value of the report.
+
+    A present finding outweighs an uncertain one, and that a negated one. `No Finding` is 1 where no finding other than
+    a support device is present or uncertain, else not mentioned. Sentences repeat, so their labels are remembered.
+    """
+
+    name = "rule labeler"
+
+    def __init__(self, remembered_sentences: int = 50_000) -> None:
+        self._size = remembered_sentences
+        self._present = {number: _phrases(group) for number, group in _numbered(lexicon.PRESENT)}
+        self._suggested = {number: _phrases(group) for number, group in _numbered(lexicon.SUGGESTED)}
+        self._absent = {number: _phrases(group) for number, group in _numbered(lexicon.ABSENT)}
+        self._neutral = _alternatives(lexicon.NEUTRAL)
+        self._break = _alternatives(lexicon.BREAK)
+        self._negated_before = _alternatives(lexicon.NEGATED_BEFORE)
+        self._negated_after = _alternatives(lexicon.NEGATED_AFTER)
+        self._uncertain_before = _alternatives(lexicon.UNCERTAIN_BEFORE)
+        self._uncertain_after = _alternatives(lexicon.ALTERNATIVE_AFTER)
+        self._open_after = _alternatives(lexicon.UNCERTAIN_AFTER)
+        self._remembered = lru_cache(maxsize=remembered_sentences)(self._label_sentence)
+
+    def __reduce__(self) -> tuple[type["RuleLabeler"], tuple[int]]:
+        return RuleLabeler, (self._size,)  # a copy sent to a worker starts with an empty memory
+
+    def label(self, reports: Sequence[str]) -> list[Labels]:
+        """Labels of reports (findings and impression), in order. An empty report gives `No Finding` None."""
+        return [self._label_report(report) for report in reports]
+
+    def _label_report(self, report: str) -> Labels:
+        values: list[float | None] = [None] * len(CHEXPERT_LABELS)
+        seen = False
+        for sentence in _SENTENCE_END.split(report.lower()):
+            words = " ".join(sentence.split())
+            seen = seen or bool(words)
+            for number, value in self._remembered(words):
+                if _RANK[value] > _RANK[values[number]]:
+                    values[number] = value
+        findings = (value for number, value in enumerate(values) if number not in (_NO_FINDING, _DEVICES))
+        values[_NO_FINDING] = 1.0 if seen and not any(findings) else None
+        return tuple(values)
+
+    def _label_sentence(self, sentence: str) -> list[tuple[int, float]]:
+        text = self._neutral.sub(lambda match: " " * len(match.group()), sentence)
+        found = [(number, 0.0) for number, pattern in self._absent.items() if pattern.search(text)]
+        breaks = [(match.start(), match.end()) for match in self._break.finditer(text)]
+        signs = [(number, pattern, -1.0) for number, pattern in self._suggested.items()]
+        for number, pattern, most in [(number, pattern, 1.0) for number, pattern in self._present.items()] + signs:
+            for match in pattern.finditer(text):
+                start = max((end for _, end in breaks if end <= match.start()), default=0)
+                stop = min((begin for begin, _ in breaks if begin >= match.end()), default=len(text))
+                before, after = text[start : match.start()], text[match.end() : stop].partition(",")[0]
+                value = self._assertion(before, match.group(), after)
+                found.append((number, most if value == 1.0 else value))
+        return found
+
+    def _assertion(self, before: str, mention: str, after: str) -> float:
+        """Value of a mention from what follows it, else from the nearest cue before it, else from an alternative."""
+        if self._open_after.search(after):
+            return -1.0
+        if self._negated_after.search(after) or _NOT.search(mention):
+            return 0.0
+        negated, uncertain = (_last_end(pattern, before) for pattern in (self._negated_before, self._uncertain_before))
+        if negated > 0 and negated >= uncertain:
+            return 0.0
+        return -1.0 if uncertain > 0 or self._uncertain_after.search(after) or "borderline" in mention else 1.0
+
+
+def _numbered(groups: dict[str, tuple[str, ...]]) -> list[tuple[int, tuple[str, ...]]]:
+    return [(CHEXPERT_LABELS.index(name), group) for name, group in groups.items()]
+
+
+def _alternatives(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+def _phrases(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(patterns)})")
+
+
+def _last_end(pattern: re.Pattern[str], text: str) -> int:
+    return max((match.end() for match in pattern.finditer(text)), default=0)
+
+
+class FindingScore(NamedTuple):
+    """Precision, recall and F1 of a finding being present, and how often each side has it."""
+
+    precision: float
+    recall: float
+    f1: float
+    reference: int
+    predicted: int
+
+
+class FindingScores(NamedTuple):
+    """Scores by label; `micro` pools all decisions, `macro` averages the labels that occur on either side."""
+
+    labels: dict[str, FindingScore]
+    micro: FindingScore
+    micro_five: FindingScore
+    macro: FindingScore
+    studies: int
+    uncertain: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "labels": {name: score._asdict() for name, score in self.labels.items()},
+            "micro": self.micro._asdict(),
+            "micro_five": self.micro_five._asdict(),
+            "macro": self.macro._asdict(),
+            "studies": self.studies,
+            "uncertain": self.uncertain,
+        }
+
+
+def finding_scores(
+    reference_labels: Sequence[Labels],
+    predicted_labels: Sequence[Labels],
+    *,
+    uncertain: Literal["present", "absent"] = "present",
+) -> FindingScores:
+    """How well predicted reports name the findings of the references; study i is compared with study i.
+
+    Args:
+        reference_labels: S rows of 14 values, see `Labels`.
+        predicted_labels: S rows of the same studies, by the same labeler.
+        uncertain: what -1 counts as, on both sides. Absent and not mentioned count alike.
+
+    Returns:
+        Scores with 0 where a ratio has no denominator. Raises ValueError where the rows do not match.
+    """
+    if len(reference_labels) != len(predicted_labels):
+        raise ValueError(f"{len(reference_labels)} reference rows and {len(predicted_labels)} predictions; align them")
+    truth_SL, guess_SL = (_present(rows, uncertain) for rows in (reference_labels, predicted_labels))
+    hits_L, truth_L, guess_L = ((truth_SL & guess_SL).sum(0), truth_SL.sum(0), guess_SL.sum(0))
+    labels = {
+        name: _score(int(hits_L[number]), int(truth_L[number]), int(guess_L[number]))
+        for number, name in enumerate(CHEXPERT_LABELS)
+    }
+    occurring = [score for score in labels.values() if score.reference or score.predicted]
+    five = [CHEXPERT_LABELS.index(name) for name in LEADING_FIVE]
+    micro = _score(int(hits_L.sum()), int(truth_L.sum()), int(guess_L.sum()))
+    micro_five = _score(int(hits_L[five].sum()), int(truth_L[five].sum()), int(guess_L[five].sum()))
+    means = np.array([score[:3] for score in occurring] or [(0.0, 0.0, 0.0)]).mean(axis=0).tolist()
+    macro = FindingScore(means[0], means[1], means[2], micro.reference, micro.predicted)
+    return FindingScores(labels, micro, micro_five, macro, len(reference_labels), uncertain)
+
+
+def _present(rows: Sequence[Labels], uncertain: str) -> np.ndarray:
+    counted = {1.0, -1.0} if uncertain == "present" else {1.0}
+    if wrong := [row for row in rows if len(row) != len(CHEXPERT_LABELS)]:
+        raise ValueError(f"a row of labels has {len(wrong[0])} values instead of {len(CHEXPERT_LABELS)}")
+    table = [[value in counted for value in row] for row in rows]
+    return np.array(table, dtype=bool).reshape(-1, len(CHEXPERT_LABELS))
+
+
+def _score(hits: int, reference: int, predicted: int) -> FindingScore:
+    precision, recall = hits / max(predicted, 1), hits / max(reference, 1)
+    f1 = 2 * hits / max(reference + predicted, 1)
+    return FindingScore(precision, recall, f1, reference, predicted)

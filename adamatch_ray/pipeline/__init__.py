@@ -1,0 +1,1 @@
+"""What an offline stage does with one shard: inputs in, a shard of the stage out."""

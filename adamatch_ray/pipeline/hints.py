@@ -1,0 +1,89 @@
+"""AdaMatch's hints for the language model, a shard of studies at a time, whole or not at all (METHOD 2)."""
+
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adamatch_ray.data.images import decode_png
+from adamatch_ray.engines.matching import MatchingEngine
+from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.schema import HINTS
+from adamatch_ray.shards import MadeShard, identity_of, rows_of, spread, write_shard
+from adamatch_ray.stage import StageRun
+from adamatch_ray.storage import Root
+
+KEYWORDS, KEYPATCHES = 15, 5
+"""Hints kept of a study, unless a prompt takes more; it may take fewer."""
+
+SPARE = 8
+"""Asked-for keypatches for each that is kept: a train study's own patches are in the visual codebook, and dropped."""
+
+SPLITS = ("train", "validate")
+"""Splits that the language model is tuned or selected on."""
+
+_COLUMNS = ["study_id", "dicom_id", "report", "image", "height", "width"]
+
+
+class HintCache:
+    """Writes `llm/hints/` shards from `studies/` shards of the same names.
+
+    A keypatch never comes from the study it is a hint for: at generation time it could not either. A shard's footer
+    names what it was made from, so one that is there is not made again, and a stale one is replaced.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        device: str = "cpu",
+        batch_size: int = 32,
+        *,
+        keywords: int = KEYWORDS,
+        keypatches: int = KEYPATCHES,
+    ) -> None:
+        """Raises ValueError while `studies/`, `adamatch/` or `codebooks/` is unfinished."""
+        stages = Root(root)
+        self.studies, self.target = stages.stage("studies"), stages.stage("llm")
+        parents = [stages.stage(name).require().fingerprint for name in ("studies", "adamatch", "codebooks")]
+        self.keywords, self.keypatches = max(keywords, KEYWORDS), max(keypatches, KEYPATCHES)
+        self.maker = [*parents, self.keywords, self.keypatches, SPARE]
+        self.engine = MatchingEngine.load(stages, device)
+        self.batch_size = batch_size
+
+    def make(self, file: str) -> MadeShard:
+        """Make the hints of one studies shard, unless they are there."""
+        name, identity = f"hints/{file}", identity_of(self.maker, file)
+        if (rows := rows_of(self.target, name, identity)) is not None:
+            return MadeShard(file, rows, reused=True)
+        studies = pq.read_table(f"{self.studies.path}/{file}", columns=_COLUMNS, filesystem=self.studies.filesystem)
+        parts = [self._hints(part) for part in studies.to_batches(max_chunksize=self.batch_size)]
+        write_shard(self.target, name, pa.Table.from_batches(parts, schema=HINTS), identity)
+        return MadeShard(file, studies.num_rows, reused=False)
+
+    def _hints(self, studies: pa.RecordBatch) -> pa.RecordBatch:
+        rows = studies.to_pylist()
+        images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in rows]
+        keywords = self.engine.keywords(images, self.keywords)
+        likenesses = self.engine.keypatches([row["report"] for row in rows], self.keypatches * SPARE)
+        entries = [
+            [found.entry for found in own if found.study_id != row["study_id"]][: self.keypatches]
+            for row, own in zip(rows, likenesses, strict=True)
+        ]
+        texts = [[keyword.text for keyword in own] for own in keywords]
+        ids = [studies.column(name) for name in ("study_id", "dicom_id")]
+        hints = [pa.array(values, HINTS.field(name).type) for name, values in
+                 (("keywords", texts), ("keypatches", entries))]  # fmt: skip
+        return pa.RecordBatch.from_arrays([*ids, *hints], schema=HINTS)
+
+
+def make_hints(run: StageRun) -> dict[str, int]:
+    """Make the missing hint shards of all studies that are tuned or selected on; rows by file within the stage."""
+    studies = run.root.stage("studies").require()
+    wanted = {name: rows for name, rows in studies.files.items() if rows and name.startswith(SPLITS)}
+    config, shown = run.config, run.config.llm.instructions
+    device = "cuda" if config.scale.gpu else "cpu"
+    counts = {"keywords": shown.keywords, "keypatches": shown.keypatches}
+    maker = partial(HintCache, run.root.uri, device, config.evaluate.batch_size, **counts)
+    files = {shard.file: shard.rows for shard in spread(sorted(wanted), maker, config.scale, "llm hints")}
+    assert files == wanted, "hints have other rows than the studies"
+    return {f"hints/{name}": rows for name, rows in sorted(files.items())}

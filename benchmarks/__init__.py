@@ -1,0 +1,1 @@
+"""The project's parts against named peers, in the same run: `python -m benchmarks NAME`."""
