@@ -1,4 +1,4 @@
-"""The textual and the visual codebook: what AdaMatch explains itself with (METHOD 2, paper 3.2.1 and 3.2.2).
+"""The textual and the visual codebook: what AdaMatch explains itself with (docs/method.md 2, paper 3.2.1 and 3.2.2).
 
 Both are made from the train split alone and belong to the AdaMatch that encoded them. Features are normalised rows
 [K, D], so one matrix product with normalised patches or words gives cosine similarities.

@@ -37,7 +37,7 @@ TABLES: tuple[Table, ...] = ("retrieval", "reports", "images", "localization", "
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where studies come from and how they are stored (METHOD 7)."""
+    """Where studies come from and how they are stored (docs/method.md 7)."""
 
     source: Literal["phantom", "mimic_cxr", "openi", "manifest"] = option("mimic_cxr", "kind of data set")
     path: str = option("", "folder (mimic_cxr, openi) or CSV/JSONL table (manifest); local or s3://")
@@ -83,7 +83,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EncoderStage:
-    """Disease classification that pre-trains the image encoder (METHOD 1.1)."""
+    """Disease classification that pre-trains the image encoder (docs/method.md 1.1)."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
     uncertain: Literal["mask", "positive", "negative"] = option("mask", "what an uncertain label (-1) counts as")
@@ -93,7 +93,7 @@ class EncoderStage:
 
 @dataclass(frozen=True)
 class AdaMatchStage(AdaMatchConfig):
-    """AdaMatch and its training (METHOD 1)."""
+    """AdaMatch and its training (docs/method.md 1)."""
 
     init: str = option("encoder", "image weights: encoder (that stage), none, or a published PVT/DPT file (.pth)")
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -101,7 +101,7 @@ class AdaMatchStage(AdaMatchConfig):
 
 @dataclass(frozen=True)
 class CodebooksConfig:
-    """Keywords and keypatches of the train split (METHOD 2)."""
+    """Keywords and keypatches of the train split (docs/method.md 2)."""
 
     backend: Literal["ner", "lexicon"] = option(
         "ner", "who finds entities in reports: a token classifier, or our lexicon"
@@ -131,7 +131,7 @@ class VQGANTrain(TrainConfig):
 
 @dataclass(frozen=True)
 class VQGANStage(VQGANConfig):
-    """The VQ-GAN and its training (METHOD 3)."""
+    """The VQ-GAN and its training (docs/method.md 3)."""
 
     init: str = option("", "published VQ-GAN to start from (.ckpt, .pt, .safetensors); with 0 epochs it is taken as is")
     perceptual: Literal["encoder", "lpips", "none"] = option(
@@ -150,7 +150,7 @@ class VQGANStage(VQGANConfig):
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """How images become tokens (METHOD 3)."""
+    """How images become tokens (docs/method.md 3)."""
 
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16 is quicker on a GPU and changes some tokens")
     batch_size: int = option(0, "images that go through the model at once (0: 1 on a CPU, 64 on a GPU)")
@@ -159,7 +159,7 @@ class TokensConfig:
 
 @dataclass(frozen=True)
 class LLMTrain(TrainConfig):
-    """How the language model is tuned (METHOD 4); batch size counts records, both directions mixed."""
+    """How the language model is tuned (docs/method.md 4); batch size counts records, both directions mixed."""
 
     epochs: int = option(5, "passes over the train split")
     batch_size: int = option(24, "records per worker and step")
@@ -174,7 +174,7 @@ class LLMTrain(TrainConfig):
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
-    """How DeepSpeed spreads the model over the workers (METHOD 4)."""
+    """How DeepSpeed spreads the model over the workers (docs/method.md 4)."""
 
     stage: Literal[0, 1, 2, 3] = option(2, "ZeRO stage: 1 splits optimiser states, 2 gradients too, 3 weights too")
     offload_optimizer: Literal["none", "cpu"] = option("none", "where optimiser states are kept")
@@ -193,7 +193,7 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class LLMStage(LLMConfig):
-    """The language model with image tokens and its tuning (METHOD 4)."""
+    """The language model with image tokens and its tuning (docs/method.md 4)."""
 
     instructions: InstructionConfig = field(default_factory=InstructionConfig)
     train: LLMTrain = field(default_factory=LLMTrain)
@@ -203,7 +203,7 @@ class LLMStage(LLMConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig(GenerationSettings):
-    """Offline generation in both directions (METHOD 4)."""
+    """Offline generation in both directions (docs/method.md 4)."""
 
     direction: Literal["both", "cxr_to_report", "report_to_cxr"] = option("both", "what each study is the start of")
     cycle: bool = option(True, "go on to the second half: the report's X-ray, the X-ray's report")
@@ -216,7 +216,7 @@ class GenerateConfig(GenerationSettings):
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores on a split (METHOD 5)."""
+    """Scores on a split (docs/method.md 5)."""
 
     split: Literal["train", "validate", "test"] = option("test", "split that is scored")
     batch_size: int = option(64, "studies embedded at once")

@@ -1,4 +1,4 @@
-"""Where a pixel of the original X-ray lies on the square canvas the models see, and back (METHOD 1.1).
+"""Where a pixel of the original X-ray lies on the square canvas the models see, and back (docs/method.md 1.1).
 
 The long side is scaled to the canvas, the short side centred and zero-padded. AdaMatch and the VQ-GAN share this one
 object, so a box found by one is the same place for the other and on the original image.

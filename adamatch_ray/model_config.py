@@ -18,7 +18,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class PVTConfig:
-    """The image encoder, PVT-medium (v1) by default (METHOD 1.1)."""
+    """The image encoder, PVT-medium (v1) by default (docs/method.md 1.1)."""
 
     image_size: int = option(224, "side of the square input, pixels")
     in_channels: int = option(3, "input channels")
@@ -84,7 +84,7 @@ class PVTConfig:
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """A BERT-like report encoder (METHOD 1.3)."""
+    """A BERT-like report encoder (docs/method.md 1.3)."""
 
     name_or_path: str = option(
         "emilyalsentzer/Bio_ClinicalBERT", "hub name or local folder; empty: a small BERT trained from scratch"
@@ -101,7 +101,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class AdaMatchConfig:
-    """The joint space of adaptive patches and words (METHOD 1.1, 1.4)."""
+    """The joint space of adaptive patches and words (docs/method.md 1.1, 1.4)."""
 
     adapatch: bool = option(True, "adaptive patches in stages 2-4 (false: fixed patches, Table 5)")
     stage: Literal[2, 3, 4] = option(3, "image stage whose patches are matched (Table 6)")
@@ -122,7 +122,7 @@ class AdaMatchConfig:
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """Size of a VQ-GAN; the defaults are the paper's (METHOD 3)."""
+    """Size of a VQ-GAN; the defaults are the paper's (docs/method.md 3)."""
 
     image_size: int = option(256, "side of the square image, pixels")
     in_channels: int = option(3, "image channels; published files have 3, gray is replicated")
@@ -168,7 +168,7 @@ class VQGANConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Size of a patch discriminator; the defaults are the published ones (METHOD 3)."""
+    """Size of a patch discriminator; the defaults are the published ones (docs/method.md 3)."""
 
     ch: int = option(64, "channels of the first layer")
     layers: int = option(3, "layers of stride 2; 3 judge patches of 70 x 70 pixels")
@@ -176,7 +176,7 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class VQLossConfig:
-    """Weights of the VQ-GAN's losses (METHOD 3)."""
+    """Weights of the VQ-GAN's losses (docs/method.md 3)."""
 
     structure_weight: float = option(0.0, "weight of 1 - SSIM")
     perceptual_weight: float = option(1.0, "weight of the perceptual term")
@@ -188,7 +188,7 @@ class VQLossConfig:
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """Which language model is tuned (METHOD 4). The sizes count only where `name_or_path` is empty."""
+    """Which language model is tuned (docs/method.md 4). The sizes count only where `name_or_path` is empty."""
 
     name_or_path: str = option(
         "databricks/dolly-v2-3b", "hub name or folder of a causal language model; empty: a GPT-NeoX from scratch"
@@ -208,7 +208,7 @@ class LLMConfig:
 
 @dataclass(frozen=True)
 class InstructionConfig:
-    """What a prompt of the language model holds (METHOD 4)."""
+    """What a prompt of the language model holds (docs/method.md 4)."""
 
     keywords: int = option(15, "most keywords in a prompt, best first (0: none, Table 1's ablation)")
     keypatches: int = option(5, "most keypatches in a prompt, best first (0: none, Table 3's ablation)")
@@ -223,7 +223,7 @@ class InstructionConfig:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How answers of the language model are drawn (METHOD 4)."""
+    """How answers of the language model are drawn (docs/method.md 4)."""
 
     report_temperature: float = option(1.0, "temperature of report tokens (0: greedy)")
     report_top_p: float = option(0.92, "probability mass that report tokens come from")

@@ -1,4 +1,4 @@
-"""What a job does around its work: resolve, skip or refuse, show the plan, and commit (DESIGN, "What flows")."""
+"""What a job does around its work: resolve, skip or refuse, show the plan, and commit (docs/ray.md)."""
 
 import json
 import subprocess

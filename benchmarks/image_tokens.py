@@ -1,4 +1,4 @@
-"""Measures encoding to tokens against the plain loop people write (PERFORMANCE 3)."""
+"""Measures encoding to tokens against the plain loop people write."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""How fast X-rays become canvases, and shards become batches, beside what people usually write (PERFORMANCE 2).
+"""How fast X-rays become canvases, and shards become batches, beside what people usually write.
 
 Decoding: a radiograph of full size to the 256 canvas, against Pillow's decode to RGB and Lanczos resize. Loading: the
 batches of training through Ray Data, against `torch.utils.data.DataLoader` with one worker process on the same shards,

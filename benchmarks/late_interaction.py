@@ -1,4 +1,4 @@
-"""Time and memory of the late interaction against naive einsum autograd in the same run (PERFORMANCE 1).
+"""Time and memory of the late interaction against naive einsum autograd in the same run.
 
 `rows` answers one JSON-able dict a figure: {name, unit, ours, peer, ratio, agreement, shape, …}. CPU time is
 `time.process_time` over all threads, peer and ours interleaved, median of `repeats`; memory is the peak resident size

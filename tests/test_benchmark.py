@@ -12,15 +12,17 @@ import pytest
 
 from benchmarks import ingest as bench_ingest
 from benchmarks import measure
+from benchmarks.__main__ import main
 
 Main = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("late_interaction", "ingest", "vqgan_encode", "metrics", "llm_loss", "generate_image_tokens")
 COLUMNS = {"name", "ours", "peer", "ratio", "unit", "hardware", "versions", "date"}
 
 
 @pytest.fixture(scope="module")
-def benchmark(job: Callable[[str], Main]) -> Main:
-    return job("benchmark")
+def benchmark() -> Main:
+    return main
 
 
 @pytest.mark.parametrize("arguments", [[], ["--quick"], ["latent_interaction"], ["late_interaction", "extra"]])
@@ -39,10 +41,9 @@ def test_a_plan_measures_nothing(benchmark: Main, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_the_rows_are_the_last_line_and_a_file_under_the_root(tmp_path: Path) -> None:
-    job = Path(__file__).resolve().parents[1] / "jobs" / "benchmark.py"
-    command = [sys.executable, str(job), "late_interaction", "llm_loss", "--quick", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", "late_interaction", "llm_loss", "--quick", "--root", str(tmp_path)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["status"] == "done" and answer["output"] == str(tmp_path / "benchmarks")

@@ -107,7 +107,7 @@ def replace_reports(root: Path, split: str, report: str) -> None:
 
 
 def test_only_the_train_split_is_read(root: Path) -> None:
-    """METHOD 6 h: another test or validation report changes no byte, another train report changes all."""
+    """docs/method.md 6 h: another test or validation report changes no byte, another train report changes all."""
     build(root, train_files(root))
     before = digests(root)
     for split in ("test", "validate"):
@@ -167,7 +167,7 @@ def test_a_codebook_of_any_size_is_encoded(root: Path, monkeypatch: pytest.Monke
 
 
 def test_each_keypatch_is_the_best_patch_of_its_word_with_its_own_box(root: Path) -> None:
-    """METHOD 6 e: the box belongs to the patch, the patch to the study, also after ranking across batches."""
+    """docs/method.md 6 e: the box belongs to the patch, the patch to the study, also after ranking across batches."""
     studies = {row["dicom_id"]: row for table in train_tables(root) for row in table.to_pylist()}
     build(root, train_files(root))
     book = VisualCodebook.load(Root(str(root)).stage("codebooks"), crops=True)
@@ -215,7 +215,7 @@ def test_keypatches_are_of_whole_words(root: Path, sizes: AdaMatchSizes, unit: A
 
 @pytest.mark.parametrize(("height", "width"), [(1000, 450), (450, 1000), (30, 17), (3000, 2500)])
 def test_boxes_and_crops_lie_on_the_original_image(root: Path, height: int, width: int) -> None:
-    """METHOD 6 d: pixels of the original, never of the canvas, and never in the padding."""
+    """docs/method.md 6 d: pixels of the original, never of the canvas, and never in the padding."""
     pixels = np.random.default_rng(0).integers(100, 255, (height, width)).astype(np.uint8)
     canvas = to_canvas(Decoded(pixels, height, width), 64)
     study = train_tables(root)[0].slice(0, 1).to_pylist()[0]

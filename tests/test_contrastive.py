@@ -35,7 +35,7 @@ def different(count: int) -> Tensor:
 
 
 def plain_loss(pairs: Embeddings, group: Tensor | None = None) -> Tensor:
-    """The loss as METHOD 1.4 writes it, one study after the other; averaged over the image heads."""
+    """The loss as docs/method.md 1.4 writes it, one study after the other; averaged over the image heads."""
     word, mask = pairs.text
     total = torch.zeros((), dtype=word.dtype)
     count = len(word)

@@ -64,7 +64,7 @@ def with_crops(stage: Stage) -> VisualCodebook:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_page_draws_boxes_in_pixels_of_the_original(height: int, width: int) -> None:
-    """Mistakes d and i of METHOD 6: a box of one canvas on a picture of another, or of another crop."""
+    """Mistakes d and i of docs/method.md 6: a box of one canvas on a picture of another, or of another crop."""
     box = (0.25 * width, 0.5 * height, 0.5 * width, 0.75 * height)
     for figure in figures(render_page([view_of(height, width, box)], "t")):
         assert figure.attrib["viewBox"] == f"0 0 {width} {height}"

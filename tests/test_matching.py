@@ -108,7 +108,7 @@ def test_pooling_the_best_entities_of_each_patch_gives_the_same_keywords(
 def test_repetitions_are_dropped_before_the_cut_and_leave_the_order(
     engine: MatchingEngine, studies: list[dict[str, Any]]
 ) -> None:
-    """Mistake g of METHOD 6: a set between ranking and cut keeps whichever words it likes."""
+    """Mistake g of docs/method.md 6: a set between ranking and cut keeps whichever words it likes."""
     assert engine.textual is not None
     twice = TextualCodebook(
         engine.textual.entities * 2, torch.cat([engine.textual.feature_KD] * 2), engine.textual.model
@@ -123,7 +123,7 @@ def test_repetitions_are_dropped_before_the_cut_and_leave_the_order(
 def test_a_box_belongs_to_its_own_image_whatever_the_batch(
     engine: MatchingEngine, studies: list[dict[str, Any]]
 ) -> None:
-    """Mistake e of METHOD 6: boxes left behind when rows were reordered, so that they were another image's."""
+    """Mistake e of docs/method.md 6: boxes left behind when rows were reordered, so that they were another image's."""
     images = images_of(studies)
     alone = [engine.keywords([image], 5)[0] for image in images]
     assert len({keywords[0].box for keywords in alone}) > 1
@@ -145,7 +145,7 @@ def test_canvases_of_two_sizes_may_share_a_batch(engine: MatchingEngine, studies
 
 @pytest.mark.parametrize(("height", "width"), [(900, 300), (300, 900), (40, 64), (4000, 3000), (64, 64)])
 def test_boxes_lie_on_the_original_not_on_the_canvas(engine: MatchingEngine, height: int, width: int) -> None:
-    """Mistakes d and i of METHOD 6: boxes of one canvas read on another, or on another crop.
+    """Mistakes d and i of docs/method.md 6: boxes of one canvas read on another, or on another crop.
 
     Expected from the picture itself: the long side fills the canvas of 64, the short one is centred.
     """
@@ -222,7 +222,7 @@ def test_a_report_has_the_keypatches_it_has_alone(engine: MatchingEngine, studie
 def test_match_gives_whole_words_and_padding_takes_no_part(
     engine: MatchingEngine, studies: list[dict[str, Any]]
 ) -> None:
-    """Mistake a of METHOD 6: what is masked took part. Beside a longer report, a short one keeps its similarities."""
+    """Mistake a of 6 of the method: what is masked took part, as beside a longer report."""
     short, image = "Mild edema; heart normal.", images_of(studies)[0]
     alone = engine.match([image], [short])[0]
     beside = engine.match([image, image], [short, reports_of(studies)[0] * 2])[0]

@@ -1,4 +1,4 @@
-"""Radiographs in DICOM to gray pixels (METHOD 7): rescale, window, MONOCHROME1, signed values, JPEG 2000.
+"""Radiographs in DICOM to gray pixels (docs/method.md 7): rescale, window, MONOCHROME1, signed values, JPEG 2000.
 
 Needs the `dicom` extra; `images.decode` imports this file when it meets a DICOM.
 """

@@ -1,4 +1,4 @@
-"""X-ray files to grayscale pixels, and pixels to the square canvas the models see (METHOD 1.1 and 7).
+"""X-ray files to grayscale pixels, and pixels to the square canvas the models see (docs/method.md 1.1 and 7).
 
 The format is told by the bytes, never by the file name. A file is opened once and, where the format allows it, decoded
 at a fraction of its size: everything later reads the small canvas. EXIF orientation is ignored, so that coordinates

@@ -1,4 +1,4 @@
-"""Any table of images and texts, CSV or JSON lines, as studies (METHOD 7).
+"""Any table of images and texts, CSV or JSON lines, as studies (docs/method.md 7).
 
 Only an image column and a text are needed. A subject is what is kept on one side of a split, so subjects that list the
 same image file are taken for one person, under the id that comes first.

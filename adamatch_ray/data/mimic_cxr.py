@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG as PhysioNet lays it out, listed without opening an image or a report (METHOD 7).
+"""MIMIC-CXR-JPG as PhysioNet lays it out, listed without opening an image or a report (docs/method.md 7).
 
     <root>/mimic-cxr-2.0.0-{split,metadata,chexpert,negbio}.csv[.gz]
     <root>/files/p10/p10000032/s50414267/<dicom_id>.jpg

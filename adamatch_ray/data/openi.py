@@ -1,4 +1,4 @@
-"""The Indiana University chest X-ray collection (Open-i) in the three layouts people have (METHOD 7).
+"""The Indiana University chest X-ray collection (Open-i) in the three layouts people have (docs/method.md 7).
 
     NLM     ecgen-radiology/<n>.xml, NLMCXR_png/<image id>.png
     R2Gen   annotation.json, images/<id>/0.png

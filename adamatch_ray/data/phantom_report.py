@@ -1,4 +1,4 @@
-"""What a phantom study says: the report grammar over its findings and its habitus (METHOD 1.3: findings, impression).
+"""What a phantom study says: the report grammar over its findings and its habitus (docs/method.md 1.3).
 
 Everything that names a side, a zone, a size or a variant is decided by the picture; only the choice between synonymous
 sentences, and which absent findings are denied, is free. So a report can be found by its image, and the reverse.

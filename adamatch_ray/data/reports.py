@@ -1,4 +1,4 @@
-"""Report text: its findings and impression, cleaned (METHOD 1.3 and 7).
+"""Report text: its findings and impression, cleaned (docs/method.md 1.3 and 7).
 
 A report file is sections under upper-case headers; which of them count as findings or impression is decided by the
 words in the header, because a header such as "PA AND LATERAL CHEST RADIOGRAPH:" may stand where "FINDINGS:" should.

@@ -1,4 +1,4 @@
-"""What every source of studies shares: rows of `schema.SOURCE`, splits by subject, files local or remote (METHOD 7)."""
+"""What every source of studies shares: rows of `schema.SOURCE`, splits by subject, local or remote."""
 
 import csv
 import gzip

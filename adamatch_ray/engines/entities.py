@@ -1,4 +1,4 @@
-"""Who finds the entities of a report: a token classifier, or the project's radiology lexicon (METHOD 2, paper 3.2.1).
+"""Who finds the entities of a report: a token classifier, or the project's radiology lexicon (paper 3.2.1).
 
 Both answer the same: for each report its distinct entities, whole words in lower case, each in one of the four groups.
 """

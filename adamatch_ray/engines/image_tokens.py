@@ -1,4 +1,4 @@
-"""X-rays to VQ-GAN tokens and back, batch in and batch out (METHOD 3, PERFORMANCE 3).
+"""X-rays to VQ-GAN tokens and back, batch in and batch out (docs/method.md 3).
 
 The same object is the actor of an offline pass over a data set and the body of a deployment.
 """
@@ -107,7 +107,7 @@ class ImageTokenizer:
 
 
 def tokens_of_box(indices_T: NDArray[np.integer], box: tuple[float, float, float, float], grid: int) -> list[int]:
-    """Codes of the cells that a box covers by at least half of their area, row-major (METHOD 2, keypatches).
+    """Codes of the cells that a box covers by at least half of their area, row-major (docs/method.md 2, keypatches).
 
     `box` is xyxy in unit canvas coordinates, `grid` the cells to a side. A cell the box does not cover gives no token
     at all, so an empty box gives an empty list.

@@ -1,4 +1,4 @@
-"""Keypatches as image tokens: the cells of its source image's grid that a keypatch covers (METHOD 2)."""
+"""Keypatches as image tokens: the cells of its source image's grid that a keypatch covers (docs/method.md 2)."""
 
 import io
 from collections.abc import Iterable, Sequence

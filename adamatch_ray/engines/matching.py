@@ -1,4 +1,4 @@
-"""AdaMatch explains itself: keywords of an image, keypatches of a report, words and boxes of a pair (METHOD 2).
+"""AdaMatch explains itself: keywords of an image, keypatches of a report, words and boxes of a pair (docs/method.md 2).
 
 A similarity is a cosine of normalised features. Where something is, the image head that knows the place says (the local
 one, where the model has it). Nothing is changed by a call, so threads may share an engine.

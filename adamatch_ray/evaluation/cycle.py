@@ -1,4 +1,4 @@
-"""Cycle consistency, which the paper argues for and does not measure (METHOD 4).
+"""Cycle consistency, which the paper argues for and does not measure (docs/method.md 4).
 
 report → X-ray → report: does the second report still say what the first said, and does AdaMatch find the first report
 from the X-ray between them? X-ray → report → X-ray: does it find the study's own report from the second X-ray?

@@ -1,4 +1,4 @@
-"""All tables of the paper for one root (METHOD 5): reads stages and predictions, returns the files of `metrics/`."""
+"""All tables of the paper for one root: reads stages and predictions, returns the files of `metrics/`."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The few numbers that people compare, ours beside the paper's, each with the file it stands in (METHOD 5)."""
+"""The few numbers that people compare, ours beside the paper's, each with the file it stands in (docs/method.md 5)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Do the words of a report point at what they name? Scored where boxes are known, so on phantoms (METHOD 1).
+"""Do the words of a report point at what they name? Scored where boxes are known, so on phantoms (docs/method.md 1).
 
 The paper shows its adaptive boxes in pictures and has no such table.
 """

@@ -1,4 +1,4 @@
-"""The patch-word contrastive loss, eqs. 7-9, over one worker's or all workers' batch (METHOD 1.4).
+"""The patch-word contrastive loss, eqs. 7-9, over one worker's or all workers' batch (docs/method.md 1.4).
 
 Each worker holds its own images as rows and everyone's reports as columns. Image-to-report softmaxes run along a row,
 which the worker has in full; report-to-image softmaxes run along a column, whose log-sum-exp is put together from the

@@ -1,4 +1,4 @@
-"""Distances between an X-ray and its reconstruction as a trained network sees them (METHOD 3).
+"""Distances between an X-ray and its reconstruction as a trained network sees them (docs/method.md 3).
 
 By default that network is the project's own disease classifier, which needs no download and has seen X-rays.
 """

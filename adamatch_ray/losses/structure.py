@@ -1,4 +1,4 @@
-"""Structural similarity (SSIM) of two image batches, as a loss and as a score (METHOD 3)."""
+"""Structural similarity (SSIM) of two image batches, as a loss and as a score (docs/method.md 3)."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The losses of the VQ-GAN: L1, structure, perceptual, quantizer, and hinge adversarial of adaptive weight (METHOD 3).
+"""The losses of the VQ-GAN: L1, structure, perceptual, quantizer, and hinge adversarial of adaptive weight.
 
 The functions only compute: the training loop that calls them owns optimizers, steps and wrappers.
 """

@@ -1,4 +1,4 @@
-"""Does the region that was matched to a word or phrase lie where the finding is? (METHOD 1, ground truth from boxes)
+"""Does the region that was matched to a word or phrase lie where the finding is?
 
 A phrase has a similarity with every box of an image. Two ways of pointing are scored, the centre of the best box and
 the maximum of the similarity map, next to overlap, contrast and two kinds of chance. Numpy alone; boxes are xyxy in

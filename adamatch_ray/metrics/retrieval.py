@@ -1,4 +1,4 @@
-"""Image-report retrieval: R@K in both directions under three protocols, each named (METHOD 5, Tables 4-6).
+"""Image-report retrieval: R@K in both directions under three protocols, each named (docs/method.md 5, Tables 4-6).
 
 full       every study of the split is a candidate; a candidate with an identical report is a hit.
 candidates the same among a seeded draw of at most so many studies (the older papers' 1,000).

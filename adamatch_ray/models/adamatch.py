@@ -1,4 +1,4 @@
-"""AdaMatch: adaptive patches and words in one space (METHOD 1, paper 3.1)."""
+"""AdaMatch: adaptive patches and words in one space (docs/method.md 1, paper 3.1)."""
 
 import json
 from dataclasses import dataclass, replace

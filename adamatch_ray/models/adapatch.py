@@ -1,4 +1,4 @@
-"""Adaptive patches: patch embedding whose boxes are predicted from the image (METHOD 1.2, eqs. 1-4)."""
+"""Adaptive patches: patch embedding whose boxes are predicted from the image (docs/method.md 1.2, eqs. 1-4)."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 EMBED_EPS = 1e-5
-"""LayerNorm epsilon of patch embeddings; the transformer blocks use another one (METHOD 1.1)."""
+"""LayerNorm epsilon of patch embeddings; the transformer blocks use another one (docs/method.md 1.1)."""
 
 INITIAL_SIZE_BIAS = math.log(math.sqrt(5 / 3))
 """b3 and b4: tanh of it is 1/4 stride, the distance from the centre of a 2x2 patch to the centre of its pixels."""

@@ -1,4 +1,4 @@
-"""The patch discriminator of the VQ-GAN's adversarial term (METHOD 3)."""
+"""The patch discriminator of the VQ-GAN's adversarial term (docs/method.md 3)."""
 
 import torch
 from torch import Tensor, nn

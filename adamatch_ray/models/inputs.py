@@ -1,4 +1,4 @@
-"""Stored canvases to what the image encoders see, and the crop of training (METHOD 1.1)."""
+"""Stored canvases to what the image encoders see, and the crop of training (docs/method.md 1.1)."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Low-rank adapters for a language model with image tokens, and the plain weights they merge into (METHOD 4)."""
+"""Low-rank adapters for a language model with image tokens, and the plain weights they merge into."""
 
 import torch
 from torch import Tensor

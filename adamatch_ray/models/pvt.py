@@ -1,4 +1,4 @@
-"""Pyramid vision transformer (v1) with adaptive patches: the image encoder (METHOD 1.1)."""
+"""Pyramid vision transformer (v1) with adaptive patches: the image encoder (docs/method.md 1.1)."""
 
 import math
 from typing import NamedTuple
@@ -148,7 +148,7 @@ class Stage(nn.Module):
 
 
 class PyramidVisionTransformer(nn.Module):
-    """Four stages of shrinking grids; a class token and a head on the last one (METHOD 1.1)."""
+    """Four stages of shrinking grids; a class token and a head on the last one (docs/method.md 1.1)."""
 
     def __init__(self, config: PVTConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Read published PVT (v1) and DPT weights into the encoder (METHOD 1.1, 1.2)."""
+"""Read published PVT (v1) and DPT weights into the encoder (docs/method.md 1.1, 1.2)."""
 
 import pickle
 import re

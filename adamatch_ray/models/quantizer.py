@@ -1,4 +1,4 @@
-"""The quantizer of the VQ-GAN and the care of its codes while it is trained (METHOD 3).
+"""The quantizer of the VQ-GAN and the care of its codes while it is trained (docs/method.md 3).
 
 The only tensor in a state dict is `embedding.weight`, as in published files. What training remembers about the use of
 the codes lives in `CodeKeeper`, which saves and restores its own state.

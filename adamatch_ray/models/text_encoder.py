@@ -1,4 +1,4 @@
-"""The report encoder: BERT hidden states of the words that may be matched (METHOD 1.3)."""
+"""The report encoder: BERT hidden states of the words that may be matched (docs/method.md 1.3)."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

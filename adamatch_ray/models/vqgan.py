@@ -1,4 +1,4 @@
-"""VQ-GAN: an X-ray as a grid of codes, and back (METHOD 3).
+"""VQ-GAN: an X-ray as a grid of codes, and back (docs/method.md 3).
 
 Modules carry the names of the published files (`encoder.down.0.block.0.norm1`, `decoder.up...`, `quantize.embedding`),
 so those load as they are. The paper's size turns 256 x 256 pixels into 16 x 16 codes out of 1024.

@@ -1,4 +1,4 @@
-"""The layers of the VQ-GAN's encoder and decoder, under the names of the published files (METHOD 3)."""
+"""The layers of the VQ-GAN's encoder and decoder, under the names of the published files (docs/method.md 3)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-// Both directions of the late interaction (METHOD 1.4, eqs. 5-6) on a CPU, forward and backward.
+// Both directions of the late interaction (docs/method.md 1.4, eqs. 5-6) on a CPU, forward and backward.
 //
 // Patches and words arrive as rows of two float matrices; `rows` and `start` list the valid rows of every image and
 // text, so padding is never multiplied. A work item is a group of images against a range of texts: its patches are

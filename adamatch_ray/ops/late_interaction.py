@@ -1,4 +1,4 @@
-"""Patch-word similarity of every image with every text, in both directions (METHOD 1.4, eqs. 5-6).
+"""Patch-word similarity of every image with every text, in both directions (docs/method.md 1.4, eqs. 5-6).
 
     image_to_text[i, j] = mean over patches p of  max over words n of   patch[i, p] . word[j, n]      (5)
     text_to_image[j, i] = mean over words n of    max over patches p of patch[i, p] . word[j, n]      (6)

@@ -1,4 +1,4 @@
-"""Both directions of the late interaction on a GPU (METHOD 1.4, eqs. 5-6; PERFORMANCE 1), in Triton.
+"""Both directions of the late interaction on a GPU (docs/method.md 1.4, eqs. 5-6), in Triton.
 
 One program a pair of image and text: its products live in registers, a tile of patches at a time, and both maxima are
 read from the same tile. The backward pass rebuilds each tile of the score gradient from the saved indices and

@@ -1,4 +1,4 @@
-"""The late interaction in C++ on a CPU, called through ctypes (METHOD 1.4, PERFORMANCE 1)."""
+"""The late interaction in C++ on a CPU, called through ctypes (docs/method.md 1.4)."""
 
 import ctypes
 import functools

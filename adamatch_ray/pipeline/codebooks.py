@@ -1,4 +1,4 @@
-"""How the train split becomes codebooks: a studies shard at a time, then ranked together (METHOD 2; `build_codebooks`).
+"""How the train split becomes codebooks: a studies shard at a time, then ranked together (`build_codebooks`).
 
 Each shard yields its entity counts, then its best keypatches: never more than the codebook may hold, so embeddings are
 never stored as a whole. What a shard yields depends on the shard and the settings alone, and ranking what the shards

@@ -1,4 +1,4 @@
-"""A shard of inputs to a shard of generated rows, whole or not at all (METHOD 4; the `generate` job)."""
+"""A shard of inputs to a shard of generated rows, whole or not at all (docs/method.md 4; the `generate` job)."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""AdaMatch's hints for the language model, a shard of studies at a time, whole or not at all (METHOD 2)."""
+"""AdaMatch's hints for the language model, a shard of studies at a time, whole or not at all (docs/method.md 2)."""
 
 from functools import partial
 

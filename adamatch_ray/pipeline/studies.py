@@ -1,4 +1,4 @@
-"""Raw studies to `studies/` shards: list, open, decode once, write (METHOD 7; the `prepare_data` job).
+"""Raw studies to `studies/` shards: list, open, decode once, write (docs/method.md 7; the `prepare_data` job).
 
 The driver lists the source rows, orders them by a hash of (seed, id) and cuts each split into shards. One Ray task
 makes one shard from its rows and nothing else, so the bytes of a shard do not depend on how many tasks run at once,

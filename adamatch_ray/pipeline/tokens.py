@@ -1,4 +1,4 @@
-"""A shard of studies to a shard of image tokens, whole or not at all (METHOD 3; the `cache_tokens` job)."""
+"""A shard of studies to a shard of image tokens, whole or not at all (docs/method.md 3; the `cache_tokens` job)."""
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The DeepSpeed dictionary of the language model's tuning (METHOD 4)."""
+"""The DeepSpeed dictionary of the language model's tuning (docs/method.md 4)."""
 
 from typing import Any
 

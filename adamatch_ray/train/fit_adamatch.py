@@ -1,4 +1,4 @@
-"""Contrastive training of AdaMatch (METHOD 1.4-1.5; the `train_adamatch` job)."""
+"""Contrastive training of AdaMatch (docs/method.md 1.4-1.5; the `train_adamatch` job)."""
 
 import tempfile
 import zlib

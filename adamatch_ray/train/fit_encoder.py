@@ -1,4 +1,4 @@
-"""Disease classification: the pre-training of the image encoder (METHOD 1.1; the `pretrain_encoder` job)."""
+"""Disease classification: the pre-training of the image encoder (docs/method.md 1.1; the `pretrain_encoder` job)."""
 
 from pathlib import Path
 from typing import Any

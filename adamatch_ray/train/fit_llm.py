@@ -1,4 +1,4 @@
-"""The loop that tunes the language model on both directions (METHOD 4; the `tune_llm` job)."""
+"""The loop that tunes the language model on both directions (docs/method.md 4; the `tune_llm` job)."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""The loop that trains the VQ-GAN (METHOD 3; the `train_vqgan` job)."""
+"""The loop that trains the VQ-GAN (docs/method.md 3; the `train_vqgan` job)."""
 
 import json
 import tempfile

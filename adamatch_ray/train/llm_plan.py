@@ -1,4 +1,4 @@
-"""What is settled before the language model is tuned: its tokenizer, its layout, and that all inputs fit (METHOD 4)."""
+"""What is settled before the language model is tuned: its tokenizer, its layout, and that all inputs fit."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Shards to instruction records: studies, image tokens and hints joined as they are read (METHOD 4).
+"""Shards to instruction records: studies, image tokens and hints joined as they are read (docs/method.md 4).
 
 Every study gives one record in each direction; the records of a window are shuffled together. Wordings change with the
 epoch. A record that does not fit the context is an empty row, to be counted.

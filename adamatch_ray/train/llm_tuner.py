@@ -1,4 +1,4 @@
-"""One worker's language model under DeepSpeed: steps, scores, checkpoints, plain weights (METHOD 4, eqs. 10-11)."""
+"""One worker's language model under DeepSpeed: steps, scores, checkpoints, plain weights (eqs. 10-11)."""
 
 import logging
 from collections.abc import Iterable, Sequence

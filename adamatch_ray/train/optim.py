@@ -1,4 +1,4 @@
-"""Optimisers and the learning-rate schedule (METHOD 1.5)."""
+"""Optimisers and the learning-rate schedule (docs/method.md 1.5)."""
 
 import math
 

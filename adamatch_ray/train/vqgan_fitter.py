@@ -1,4 +1,4 @@
-"""One worker's VQ-GAN in training: both networks, two optimisers, the care of the codes, and the scores (METHOD 3)."""
+"""One worker's VQ-GAN in training: both networks, two optimisers, the care of the codes, and the scores."""
 
 from collections.abc import Iterator
 from dataclasses import replace
