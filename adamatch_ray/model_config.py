@@ -233,7 +233,7 @@ class GenerationSettings:
     image_top_p: float = option(1.0, "probability mass that image tokens come from")
     batch_size: int = option(64, "requests decoded together")
     decoder: Literal["auto", "folded", "transformers"] = option(
-        "auto", "auto: folded weights (a second copy) where the model is GPT-NeoX"
+        "auto", "auto: folded weights (a second copy) on a CPU where the model is GPT-NeoX"
     )
 
 

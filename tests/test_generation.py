@@ -19,6 +19,7 @@ from adamatch_ray.engines import local_backend
 from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend, choose
 from adamatch_ray.instructions import InstructionBuilder, instruction_texts
+from adamatch_ray.models import decoding
 from adamatch_ray.models.decoding import NeoXSession, TransformersSession, prefill
 from adamatch_ray.models.folded_neox import FoldedNeoX
 from adamatch_ray.models.llm import LLMConfig, build_llm, layout_of
@@ -105,6 +106,18 @@ def test_rows_that_stay_are_not_disturbed_by_rows_that_leave(model: PreTrainedMo
         part.keep(rows)
         for _ in range(3):
             torch.testing.assert_close(part.step(ids[rows]), full.step(ids)[rows], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("growth", [1, 5])
+def test_a_cache_that_grows_as_answers_do_changes_no_token(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, growth: int
+) -> None:
+    plan = DecodePlan(0, 400, stop_id=3, temperature=1.0, top_p=0.9)
+    prompts, limits = [[5, 6, 7 + i, *[9] * (i % 4)] for i in range(8)], [40 - 4 * i for i in range(8)]
+    whole = LocalBackend(model).complete(prompts, limits, range(8), plan)
+    monkeypatch.setattr(decoding, "GROWTH", growth)
+    assert LocalBackend(model).complete(prompts, limits, range(8), plan) == whole
+    assert max(map(len, whole)) > 5 * growth and len(set(map(len, whole))) > 3
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

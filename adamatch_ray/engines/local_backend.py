@@ -39,7 +39,11 @@ class GenerationBackend(Protocol):
 
 
 class LocalBackend:
-    """Decodes on this process's device in batches of similar length."""
+    """Decodes on this process's device in batches of similar length.
+
+    Where the choice is `auto`, weights are folded on a CPU only: on a GPU memory is short, a second copy of dolly's
+    takes 5 GB of it, and reading weights and cache, not the interpreter, takes the time.
+    """
 
     def __init__(self, model: PreTrainedModel, batch_size: int = 64, decoder: str = "auto") -> None:
         if batch_size < 1:
@@ -48,7 +52,8 @@ class LocalBackend:
         if decoder == "folded" and reason:
             raise ValueError(f"decoder 'folded' cannot run this model: {reason}; use 'auto' or 'transformers'")
         self._model, self._batch_size = model.eval(), batch_size
-        self._folded = None if decoder == "transformers" or reason else FoldedNeoX(model)
+        folds = decoder == "folded" or (decoder == "auto" and not reason and model.device.type == "cpu")
+        self._folded = FoldedNeoX(model) if folds else None
 
     @torch.inference_mode()
     def complete(

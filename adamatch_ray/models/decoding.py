@@ -4,9 +4,12 @@
 gives the hidden state after each new token. `TransformersSession` works for any causal LM. `NeoXSession` is for
 GPT-NeoX: its `FoldedNeoX` weights need two matrix products a layer, and a step allocates little and computes no row
 of the vocabulary, so a small model is not held back by the interpreter. Both see the same cache slots.
+
+A session takes the prompts' cache over. Whatever then moves the cache moves a layer at a time, so that only one layer
+is ever held twice; `plan` reckons a worker's memory with that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,10 +19,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from adamatch_ray.models.folded_neox import FoldedNeoX
 
+GROWTH = 64
+"""Cache slots for answers that `NeoXSession` adds at a time: most answers end long before their limit."""
+
 
 class Prefilled(NamedTuple):
     """Prompts once read. `hidden_BH` is the state after each last token, `positions_B` where the next token goes.
 
+    `cache` belongs to the session that is made from it, and serves one session only.
     `visible_BS` marks the cache slots that hold a row's own prompt; None where no row is padded.
     """
 
@@ -64,7 +71,8 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefill
         past_key_values=cache,
         use_cache=True,
     )
-    return Prefilled(cache, output.last_hidden_state[:, -1], shared + width - padding, visible)
+    # A copy: a view would keep the states of all tokens alive.
+    return Prefilled(cache, output.last_hidden_state[:, -1].clone(), shared + width - padding, visible)
 
 
 class TransformersSession:
@@ -101,33 +109,44 @@ class TransformersSession:
 
 
 class NeoXSession:
-    """Decoding with folded weights over a static cache of prompt + steps slots."""
+    """Decoding with folded weights over a cache of its own: prompt and answer slots, `GROWTH` more where they end."""
 
     def __init__(self, folded: FoldedNeoX, start: Prefilled, steps: int) -> None:
         self._folded = folded
         self._slot = start.cache.get_seq_length()
-        cached: list[Any] = list(start.cache.layers)
-        first = cached[0].keys
-        size = (len(folded.layers), 2, len(first), folded.heads, self._slot + steps, folded.head_size)
-        self._kv = first.new_empty(size)
-        for kv, layer in zip(self._kv, cached, strict=True):
-            kv[0, :, :, : self._slot], kv[1, :, :, : self._slot] = layer.keys, layer.values
+        self._most = self._slot + steps
+        self._room = min(self._most, self._slot + GROWTH)
+        layers: list[Any] = start.cache.layers
+        # Taken out of the prompts' cache one after another, each is given free once it is copied.
+        self._kv = [self._with_room([layer.keys, layer.values]) for layer in _taken(layers)]
+        first = self._kv[0]
         positions = start.positions_B[:, None] + torch.arange(steps, device=first.device)
         self._angles = folded.rotary_embedding(first, positions)
         self._step = 0
         self._mask = None
         if start.visible_BS is not None:
-            hidden = torch.zeros_like(self._kv[0, 0, :, :1, :, 0])
-            hidden[..., : self._slot].masked_fill_(~start.visible_BS[:, None], float("-inf"))
-            self._mask = hidden[:, :, None]
+            hidden = first.new_zeros(first.shape[1], 1, 1, self._most)
+            hidden[..., : self._slot].masked_fill_(~start.visible_BS[:, None, None], float("-inf"))
+            self._mask = hidden
         self._bind()
+
+    def _with_room(self, kv: Sequence[Tensor] | Tensor) -> Tensor:
+        """Keys and values [2, B, heads, room, head size] from those of the slots so far."""
+        grown = kv[0].new_empty(2, *kv[0].shape[:2], self._room, self._folded.head_size)
+        grown[0, :, :, : self._slot], grown[1, :, :, : self._slot] = kv[0], kv[1]
+        return grown
+
+    def _grow(self) -> None:
+        self._room = min(self._most, self._room + GROWTH)
+        for index in range(len(self._kv)):
+            self._kv[index] = self._with_room(self._kv[index])
 
     def _bind(self) -> None:
         """Working memory for the current rows, and the views that a step needs of it."""
-        f, rows = self._folded, self._kv.shape[2]
+        f, rows, first = self._folded, self._kv[0].shape[1], self._kv[0]
         hidden, swapped = f.hidden, 2 * f.heads * f.rotary
-        self._wide = self._kv.new_empty(rows, 3 * hidden + swapped + f.inner)
-        self._joined = self._kv.new_empty(rows, hidden + f.inner)
+        self._wide = first.new_empty(rows, 3 * hidden + swapped + f.inner)
+        self._joined = first.new_empty(rows, hidden + f.inner)
         wide = self._wide
         self._query = wide[:, :hidden].view(rows, f.heads, 1, f.head_size)
         self._key_value = wide[:, hidden : 3 * hidden].view(rows, 2, f.heads, f.head_size).transpose(0, 1)
@@ -142,6 +161,8 @@ class NeoXSession:
     def step(self, ids_B: Tensor) -> Tensor:
         """See `DecodingSession`."""
         f = self._folded
+        if self._slot == self._room:
+            self._grow()
         cos, sin = self._cos[self._step], self._sin[self._step]
         state = f.embedding(ids_B)
         for layer, kv in zip(f.layers, self._kv, strict=True):
@@ -164,10 +185,17 @@ class NeoXSession:
 
     def keep(self, rows: Tensor) -> None:
         """See `DecodingSession`."""
-        self._kv = self._kv[:, :, rows]
+        for index in range(len(self._kv)):
+            self._kv[index] = self._kv[index][:, rows]
         self._angles = tuple(angle[rows] for angle in self._angles)
         self._mask = None if self._mask is None else self._mask[rows]
         self._bind()
+
+
+def _taken(layers: list[Any]) -> Iterator[Any]:
+    """The layers of a cache, which is empty afterwards."""
+    while layers:
+        yield layers.pop(0)
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
