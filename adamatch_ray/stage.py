@@ -11,8 +11,7 @@ from typing import Any
 from adamatch_ray.cli import CommandLine
 from adamatch_ray.config import EvaluateConfig, section, to_yaml
 from adamatch_ray.lease import Lease
-from adamatch_ray.planning import default_hardware, describe_plan, expected_counts
-from adamatch_ray.stage_plans import plan_stage
+from adamatch_ray.plan import default_hardware, describe_plan, expected_counts
 from adamatch_ray.storage import JOBS, Manifest, Root, fingerprint, flatten
 
 PARENTS = {
@@ -139,6 +138,8 @@ class StageRun:
         return (self.name, parent) == ("tokens", "codebooks") and not self.config.tokens.keypatches
 
     def _show_plan(self, parents: list[str]) -> dict[str, Any]:
+        from adamatch_ray.stage_plans import plan_stage  # builds models, which --help does without
+
         scale = self.config.scale
         print(to_yaml(self.config), end="")
         print(f"# stage {self.name} -> {self.stage.uri}")

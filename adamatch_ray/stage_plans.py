@@ -1,11 +1,17 @@
-"""The sums of a plan, stage by stage (see `planning` for what goes in and how it is shown)."""
+"""The sums of a plan, stage by stage (see `plan` for what goes in and how it is shown).
+
+The models count themselves (`counting`); besides, only counts, sizes and the rates named here go in, so every line can
+be checked with a pocket calculator. The rates are assumptions until a run has been measured.
+"""
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import NamedTuple
 
-from adamatch_ray import arithmetic
+from adamatch_ray import counting
 from adamatch_ray.config import RunConfig, TrainConfig
-from adamatch_ray.planning import Counts, Hardware, Plan, clock, giga, millions, size
+from adamatch_ray.counting import Counted, CountedLLM
+from adamatch_ray.models.adamatch import AdaMatchSizes, image_config
+from adamatch_ray.plan import Counts, Hardware, Plan, clock, giga, millions, size
 
 REPORT_TOKENS = 100
 """Assumed mean length of a report in word pieces."""
@@ -19,6 +25,8 @@ STORED_BYTES = 0.55
 """Bytes of a stored canvas for each of its pixels (PNG), with its share of the other columns."""
 NETWORK = 1e9
 """Bytes a second that a node is assumed to read from or write to storage."""
+CONTEXT_BYTES = 1.5e9
+"""Bytes that torch, its kernels and its allocator's gaps are assumed to take on a device."""
 
 
 def plan_stage(stage: str, config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
@@ -46,58 +54,46 @@ def _studies(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 
 def _encoder(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    image = _image(config)
-    stages = arithmetic.pvt_stages(image)
-    parameters = arithmetic.pvt_parameters(image)
-    forward = sum(stage.operations for stage in stages)
-    lines = [f"parameters {millions(parameters)}", f"operations {giga(forward)} forward an image"]
-    kept = sum(stage.activation_bytes for stage in stages)
-    return _training("encoder", config, config.encoder.train, counts, hardware, parameters, forward, kept, lines)
+    model = counting.encoder(image_config(config.image, config.adamatch))
+    lines = [f"parameters {millions(model.parameters)}", f"operations {giga(model.operations)} forward an image"]
+    return _training("encoder", config, counts, hardware, model, lines)
 
 
 def _adamatch(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    image, text, options = _image(config), arithmetic.text_sizes(config.text), config.adamatch
-    if text is None:
-        raise ValueError(f"the sizes of {config.text.name_or_path} are not known here")
-    stages = arithmetic.pvt_stages(image)[: options.stage]
-    patches, words = stages[-1].patches, min(config.text.max_tokens, REPORT_TOKENS + 2)
-    together = config.adamatch.train.batch_size * (config.scale.workers if options.negatives == "global" else 1)
-    image_ops = sum(stage.operations for stage in stages)
-    text_ops = arithmetic.transformer_operations(text, words)
+    image, text = _sides(config)
+    options, patches, words = config.adamatch, _patches(config), _words(config)
+    together = options.train.batch_size * (config.scale.workers if options.negatives == "global" else 1)
     match_ops = 2 * together * patches * words * options.dim
-    forward = image_ops + text_ops + match_ops
-    parameters = arithmetic.pvt_parameters(image) + arithmetic.bert_parameters(text)
-    kept = sum(stage.activation_bytes for stage in stages) + text.layers * words * text.width * 34
+    model = image._replace(
+        parameters=image.parameters + text.parameters,
+        operations=image.operations + text.operations + match_ops,
+        kept=image.kept + text.kept,
+    )
     lines = [
-        f"parameters image {millions(arithmetic.pvt_parameters(image))} + text "
-        f"{millions(arithmetic.bert_parameters(text))} = {millions(parameters)}",
-        f"operations image {giga(image_ops)} + text {giga(text_ops)} ({words} word pieces) + matching "
+        f"parameters image {millions(image.parameters)} + text {millions(text.parameters)} "
+        f"= {millions(model.parameters)}",
+        f"operations image {giga(image.operations)} + text {giga(text.operations)} ({words} word pieces) + matching "
         f"2 x {together} reports x {patches} patches x {words} words x {options.dim} = {giga(match_ops)}; "
-        f"forward {giga(forward)} a study",
+        f"forward {giga(model.operations)} a study",
     ]
-    return _training("adamatch", config, options.train, counts, hardware, parameters, forward, kept, lines)
+    return _training("adamatch", config, counts, hardware, model, lines)
 
 
 def _training(
-    stage: str,
-    config: RunConfig,
-    train: TrainConfig,
-    counts: Counts,
-    hardware: Hardware,
-    parameters: int,
-    forward: int,
-    kept: int,
-    lines: list[str],
+    stage: str, config: RunConfig, counts: Counts, hardware: Hardware, model: Counted, lines: list[str]
 ) -> Plan:
     """Data-parallel training: every worker holds all weights; forward once, backward twice the operations."""
-    workers, batch = config.scale.workers, train.batch_size
+    train: TrainConfig = getattr(config, stage).train
+    workers, batch, parameters, forward = config.scale.workers, train.batch_size, model.parameters, model.operations
+    value = 2 if config.scale.gpu and train.precision != "fp32" else 4
+    kept = value * model.kept
     peak = hardware.fp32 if train.precision == "fp32" else hardware.bf16
     per_epoch = counts.train // (batch * workers)
     steps = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
     step_s = 3 * forward * batch / (peak * hardware.train_share)
     work = steps * step_s
     loading = steps * batch / (config.scale.loaders * 1_217 * (256 / config.data.canvas) ** 2)
-    memory = 16 * parameters + kept * batch + 1.5e9
+    memory = 16 * parameters + kept * batch + CONTEXT_BYTES
     stored = 2 * 12 * parameters + 4 * parameters
     lines = [
         *lines,
@@ -105,7 +101,8 @@ def _training(
         f"a step     3 x {giga(forward)} x {batch} / ({peak / 1e12:g} T/s x {hardware.train_share}) = {step_s:.3g} s",
         f"loading    {steps:,} x {batch} / ({config.scale.loaders} loaders x 1,217 a second at 256 pixels) "
         f"= {clock(loading)}",
-        f"memory     16 B x {millions(parameters)} + {size(kept)} kept x {batch} + 1.5 GB = {size(memory)}",
+        f"memory     16 B x {millions(parameters)} + {size(kept)} kept x {batch} + {size(CONTEXT_BYTES)} "
+        f"= {size(memory)}",
         f"storage    2 checkpoints x 12 B + model 4 B, x {millions(parameters)} = {size(stored)}",
     ]
     limit = "loading" if loading > work else f"arithmetic on the {hardware.name}"
@@ -113,19 +110,15 @@ def _training(
 
 
 def _codebooks(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    text = arithmetic.text_sizes(config.text)
-    if text is None:
-        raise ValueError(f"the sizes of {config.text.name_or_path} are not known here")
-    finder = arithmetic.PUBLISHED.get(config.codebooks.ner) if config.codebooks.backend == "ner" else None
-    words = min(config.text.max_tokens, REPORT_TOKENS + 2)
-    ner = arithmetic.transformer_operations(finder, words) if finder else 0
-    image = sum(stage.operations for stage in arithmetic.pvt_stages(_image(config))[: config.adamatch.stage])
-    each = ner + image + arithmetic.transformer_operations(text, words)
+    image, text = _sides(config)
+    ner = counting.finder(config.codebooks.ner, _words(config)).operations if config.codebooks.backend == "ner" else 0
+    each = ner + image.operations + text.operations
     peak = hardware.fp32 * hardware.encode_share
     work = counts.train * each / (config.scale.workers * peak)
     stored = config.codebooks.keypatches * (4 * config.adamatch.dim + 200)
     lines = (
-        f"operations entities {giga(ner)} + image {giga(image)} + report = {giga(each)} a study",
+        f"operations entities {giga(ner)} + image {giga(image.operations)} + report "
+        f"{giga(text.operations)} = {giga(each)} a study",
         f"time       {counts.train:,} x {giga(each)} / ({config.scale.workers} workers x {peak / 1e12:.3g} T/s fp32)",
         f"storage    {config.codebooks.keypatches:,} keypatches x (4 B x {config.adamatch.dim} + 200 B)",
     )
@@ -133,27 +126,26 @@ def _codebooks(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 
 def _vqgan(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    parameters = arithmetic.vqgan_parameters(config.vqgan)
-    encode, decode = arithmetic.encode_operations(config.vqgan), arithmetic.decode_operations(config.vqgan)
+    encode, decode = counting.vqgan(config.vqgan)
+    model = decode._replace(operations=encode.operations + decode.operations)
     lines = [
-        f"parameters {millions(parameters)}",
-        f"operations encode {giga(encode)} + decode {giga(decode)} an image; the judges' part is left out",
+        f"parameters {millions(model.parameters)}",
+        f"operations encode {giga(encode.operations)} + decode {giga(decode.operations)} an image; the judges' part is "
+        "left out",
     ]
     if config.vqgan.train.epochs == 0:
-        return Plan("vqgan", 0.0, 4 * parameters, 4 * parameters, "nothing is trained", tuple(lines))
-    # Every residual block keeps about six maps of its width; full resolution alone is most of it.
-    kept = 2 * 6 * (4 * config.vqgan.num_res_blocks + 2) * config.vqgan.ch * config.vqgan.image_size**2
-    return _training("vqgan", config, config.vqgan.train, counts, hardware, parameters, encode + decode, kept, lines)
+        weights = 4 * model.parameters
+        return Plan("vqgan", 0.0, weights, weights, "nothing is trained", tuple(lines))
+    return _training("vqgan", config, counts, hardware, model, lines)
 
 
 def _tokens(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    encode = arithmetic.encode_operations(config.vqgan)
+    parameters, encode, _ = counting.vqgan(config.vqgan)[0]
     peak = hardware.fp32 if config.tokens.precision == "fp32" else hardware.bf16
     rate = peak * hardware.encode_share / encode
     work = counts.all / (config.scale.workers * rate)
     batch = config.tokens.batch_size or (64 if config.scale.gpu else 1)
-    parameters, pixels = arithmetic.vqgan_parameters(config.vqgan), config.vqgan.image_size**2
-    memory = 4 * parameters + batch * 4 * 4 * config.vqgan.ch * pixels
+    memory = 4 * parameters + batch * _picture_bytes(config)
     stored = counts.all * (2 * config.vqgan.tokens + 100)
     lines = (
         f"operations {giga(encode)} an image",
@@ -168,100 +160,168 @@ def _tokens(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 
 def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    model, train, spread = _llm_sizes(config), config.llm.train, config.llm.deepspeed
-    parameters, batch = arithmetic.neox_parameters(model), train.batch_size
+    model, train, spread = (
+        counting.language_model(config.llm, config.vqgan.codes),
+        config.llm.train,
+        config.llm.deepspeed,
+    )
+    parameters, batch = model.parameters, train.batch_size
     workers = config.scale.workers_of("llm")
-    length = min(model.positions, PROMPT_TOKENS + config.vqgan.tokens + REPORT_TOKENS)
-    rank = config.llm.lora.rank  # adapters on the four matrices of a layer; both ends are tuned for their new rows
-    trained = 16 * rank * model.width * model.layers + 2 * model.vocab * model.width if rank else parameters
-    share = zero_bytes(trained, workers, spread.stage, spread.offload_optimizer == "cpu")
+    length = min(model.shape.max_position_embeddings, PROMPT_TOKENS + config.vqgan.tokens + REPORT_TOKENS)
+    # Adapters on the matrices of a layer; both ends are tuned for their new rows.
+    matrices = config.llm.lora.rank * model.adapters or model.matrices
+    trained = matrices + model.ends if config.llm.lora.rank else parameters
+    muon = matrices if train.muon_lr > 0 else 0
+    share = zero_bytes(trained, workers, spread.stage, spread.offload_optimizer == "cpu", muon)
     share += 2 * (parameters - trained) / (workers if spread.stage == 3 else 1)
-    edge = 2 * length * model.width
-    inside = 34 * length * model.width
-    kept = batch * (edge * model.layers + inside if config.llm.gradient_checkpointing else inside * model.layers)
-    logits = batch * config.vqgan.tokens * model.vocab * 6
-    memory = share + kept + logits + 1.5e9
+    edge, inside = 2 * length * model.shape.hidden_size, 2 * length * model.kept
+    kept = batch * (
+        edge * model.shape.num_hidden_layers + inside
+        if config.llm.gradient_checkpointing
+        else inside * model.shape.num_hidden_layers
+    )
+    logits = batch * config.vqgan.tokens * model.shape.vocab_size * 6
+    memory = share + kept + logits + CONTEXT_BYTES
     together = batch * workers * spread.accumulate
     per_epoch = 2 * counts.train // together
     steps = min(train.max_steps or per_epoch * train.epochs, per_epoch * train.epochs)
     step_s = 6 * parameters * length * batch * spread.accumulate / (hardware.bf16 * hardware.llm_share)
-    stored = 2 * (2 * parameters + 12 * trained) + 2 * parameters
+    stored = 2 * (2 * parameters + 12 * trained - 6 * muon) + 2 * parameters
     lines = (
-        f"parameters {millions(parameters)}, {millions(trained)} of them tuned",
+        f"parameters {millions(parameters)}, {millions(trained)} of them tuned, {millions(muon)} with Muon",
         f"record     {PROMPT_TOKENS} prompt + {config.vqgan.tokens} image + {REPORT_TOKENS} report = {length} tokens",
         f"steps      2 x {counts.train:,} // {together} records = {per_epoch:,} an epoch, {steps:,} in all",
         f"a step     6 x {millions(parameters)} x {length} x {batch * spread.accumulate} / "
         f"({hardware.bf16 / 1e12:g} T/s x {hardware.llm_share}) = {step_s:.3g} s",
         f"memory     ZeRO-{spread.stage} over {workers}: {size(share)} + activations {size(kept)} + logits "
-        f"{batch} x {config.vqgan.tokens} x {model.vocab:,} x 6 B = {size(logits)} + 1.5 GB = {size(memory)}",
-        f"storage    2 checkpoints x (2 B x {millions(parameters)} + 12 B x {millions(trained)}) + model 2 B x "
-        f"{millions(parameters)} = {size(stored)}",
+        f"{batch} x {config.vqgan.tokens} x {model.shape.vocab_size:,} x 6 B = {size(logits)} + {size(CONTEXT_BYTES)} "
+        f"= {size(memory)}",
+        f"storage    2 checkpoints x (2 B x {millions(parameters)} + 12 B x {millions(trained)} - 6 B x "
+        f"{millions(muon)}) + model 2 B x {millions(parameters)} = {size(stored)}",
     )
     return Plan("llm", steps * step_s, memory, stored, f"arithmetic on the {hardware.name}", lines)
 
 
-def zero_bytes(parameters: int, workers: int, stage: int, offloaded: bool = False) -> float:
+def zero_bytes(parameters: int, workers: int, stage: int, offloaded: bool = False, muon: int = 0) -> float:
     """Bytes of weights, gradients and optimiser on one of `workers` GPUs: 2 + 2 + 12 a parameter, split by ZeRO stage.
 
-    Stage 1 splits the optimiser's 12 (fp32 weights and two moments), 2 the gradients too, 3 the weights too.
+    Stage 1 splits the optimiser's 12 (fp32 weights and two moments), 2 the gradients too, 3 the weights too. Of the
+    parameters `muon` take 8: beside the fp32 weights one momentum in bf16, which DeepSpeed holds twice.
     """
-    weights, gradients, optimizer = 2.0, 2.0, 0.0 if offloaded else 12.0
-    return parameters * (
+    weights, gradients = 2.0 * parameters, 2.0 * parameters
+    optimizer = 0.0 if offloaded else 12.0 * parameters - 4.0 * muon
+    return (
         weights / (workers if stage >= 3 else 1)
         + gradients / (workers if stage >= 2 else 1)
         + optimizer / (workers if stage >= 1 else 1)
     )
 
 
+class Decoding(NamedTuple):
+    """Bytes of a batch that is answered: what stays, then what reading the prompts takes, or the answers at most."""
+
+    weights: float
+    folded: float
+    prompts: float
+    reading: float
+    cache: float
+    moved: float
+
+    @property
+    def most(self) -> float:
+        """Bytes at the fullest moment."""
+        return self.weights + self.folded + max(self.prompts + self.reading, self.cache + self.moved)
+
+
+def decoding_bytes(model: CountedLLM, rows: int, prompt: int, answer: int, value: int, folds: bool) -> Decoding:
+    """Memory of `rows` prompts of so many tokens, each answered by `answer` more; `value` bytes a value.
+
+    The cache grows with the answers, layer by layer: a layer is held twice (by transformers its keys, then its values).
+    """
+    cache = rows * (prompt + answer) * model.cached * value
+    return Decoding(
+        weights=model.parameters * value,
+        folded=model.folded * value if folds else 0,
+        prompts=rows * prompt * model.cached * value,
+        reading=rows * prompt * 12 * model.shape.hidden_size * value,  # state, attention and the fourfold MLP, twice
+        cache=cache,
+        moved=cache / model.shape.num_hidden_layers / (1 if folds else 2),
+    )
+
+
 def _generations(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    model, options = _llm_sizes(config), config.generate
-    studies = {"train": counts.train, "validate": counts.validate, "test": counts.test}[options.split]
+    model, options = counting.language_model(config.llm, config.vqgan.codes), config.generate
+    studies: int = getattr(counts, options.split)
     studies = min(studies, options.limit or studies)
     ways = 2 if options.direction == "both" else 1
     steps = config.vqgan.tokens + REPORT_TOKENS if options.cycle else max(config.vqgan.tokens, REPORT_TOKENS)
-    weights = 2 * arithmetic.neox_parameters(model)
-    context = PROMPT_TOKENS + config.vqgan.tokens + REPORT_TOKENS
-    cache = 2 * 2 * model.layers * model.width * context * options.batch_size
-    step_s = (weights + cache) / (hardware.bandwidth * hardware.read_share)
+    value = 2 if config.scale.gpu and config.llm.dtype != "float32" else 4
+    rows = options.beams if options.beams > 1 else options.batch_size
+    folds = options.decoder == "folded" or (options.decoder == "auto" and not config.scale.gpu and model.folded > 0)
+    prompts = {
+        "cxr_to_report": (PROMPT_TOKENS + config.vqgan.tokens, options.report_tokens),
+        "report_to_cxr": (PROMPT_TOKENS + REPORT_TOKENS + config.llm.instructions.keypatch_tokens, config.vqgan.tokens),
+    }
+    used = [prompts[way] for way in prompts if options.cycle or options.direction in ("both", way)]
+    held = [
+        decoding_bytes(model, rows, p, min(a, model.shape.max_position_embeddings - p), value, folds) for p, a in used
+    ]
+    (prompt, _), fullest = max(zip(used, held, strict=True), key=lambda pair: pair[1].most)
+    others = 4 * (sum(side.parameters for side in _sides(config)) + counting.vqgan(config.vqgan)[0].parameters)
+    pictures = (64 if config.scale.gpu else 1) * _picture_bytes(config)
+    memory = others + max(fullest.most, fullest.weights + fullest.folded + pictures) + CONTEXT_BYTES
+    token = model.cached * value
+    mean = decoding_bytes(model, rows, PROMPT_TOKENS + config.vqgan.tokens, REPORT_TOKENS, value, folds)
+    step_s = (mean.weights + mean.cache) / (hardware.bandwidth * hardware.read_share)
     answers = ways * studies
     work = answers / (config.scale.workers * options.batch_size) * steps * step_s
     stored = answers * (2 * config.vqgan.image_size**2 * STORED_BYTES + 4_000)
     lines = (
         f"answers    {ways} direction(s) x {studies:,} studies = {answers:,}, {steps} tokens each",
-        f"a step     (weights {size(weights)} + cache {options.batch_size} x {context} tokens x "
-        f"{size(4 * model.layers * model.width)} = {size(cache)}) / ({size(hardware.bandwidth)}/s x "
+        f"a step     (weights {size(mean.weights)} + cache {rows} x {round(mean.cache / rows / token)} tokens x "
+        f"{size(token)} = {size(mean.cache)}) / ({size(hardware.bandwidth)}/s x "
         f"{hardware.read_share}) = {step_s * 1e3:.3g} ms",
         f"time       {answers:,} / ({config.scale.workers} workers x {options.batch_size}) x {steps} x "
         f"{step_s * 1e3:.3g} ms",
+        f"reading    {rows} prompts x {prompt} tokens: cache {size(fullest.prompts)} + states {size(fullest.reading)}",
+        f"answering  {rows} x {round(fullest.cache / rows / token)} tokens at most: cache {size(fullest.cache)} + a "
+        f"layer twice {size(fullest.moved)}; drawing, then without a cache, {size(pictures)}",
+        f"memory     weights {size(fullest.weights)} + folded copy {size(fullest.folded)} + the fullest of these + "
+        f"AdaMatch and VQ-GAN {size(others)} + {size(CONTEXT_BYTES)} = {size(memory)}",
     )
-    return Plan("generations", work, weights + cache + 3e9, stored, "reading weights and cache from memory", lines)
+    return Plan("generations", work, memory, stored, "reading weights and cache from memory", lines)
 
 
 def _metrics(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    studies = {"train": counts.train, "validate": counts.validate, "test": counts.test}[config.evaluate.split]
-    stages = arithmetic.pvt_stages(_image(config))[: config.adamatch.stage]
-    words = min(config.text.max_tokens, REPORT_TOKENS + 2)
-    pairs = 2 * studies**2 * stages[-1].patches * words * config.adamatch.dim
-    embed = studies * sum(stage.operations for stage in stages)
+    studies: int = getattr(counts, config.evaluate.split)
+    patches, words = _patches(config), _words(config)
+    pairs = 2 * studies**2 * patches * words * config.adamatch.dim
+    embed = studies * _sides(config)[0].operations
     work = (pairs + embed) / (hardware.fp32 * hardware.encode_share)
     lines = (
-        f"pairs      2 x {studies:,}^2 x {stages[-1].patches} patches x {words} words x {config.adamatch.dim} "
-        f"= {pairs:.3g}",
+        f"pairs      2 x {studies:,}^2 x {patches} patches x {words} words x {config.adamatch.dim} = {pairs:.3g}",
         f"time       ({pairs:.3g} + images {embed:.3g}) / ({hardware.fp32 / 1e12:g} T/s x {hardware.encode_share})",
     )
-    held = 4 * studies * config.adamatch.dim * (stages[-1].patches + words)
+    held = 4 * studies * config.adamatch.dim * (patches + words)
     return Plan("metrics", work, held + 2e9, 1e6, "one worker scores all pairs", lines)
 
 
-def _image(config: RunConfig) -> arithmetic.PVTConfig:
-    return config.image if config.adamatch.adapatch else replace(config.image, adapatch_stages=())
+def _sides(config: RunConfig) -> tuple[Counted, Counted]:
+    """AdaMatch's images and reports."""
+    return counting.adamatch(AdaMatchSizes(config.image, config.text, config.adamatch), _words(config))
 
 
-def _llm_sizes(config: RunConfig) -> arithmetic.Transformer:
-    model = arithmetic.llm_sizes(config.llm, config.vqgan.codes)
-    if model is None:
-        raise ValueError(f"the sizes of {config.llm.name_or_path} are not known here")
-    return model
+def _patches(config: RunConfig) -> int:
+    return config.image.grid(config.adamatch.stage) ** 2
+
+
+def _words(config: RunConfig) -> int:
+    return min(config.text.max_tokens, REPORT_TOKENS + 2)
+
+
+def _picture_bytes(config: RunConfig) -> int:
+    """Four maps of the VQ-GAN's full resolution, where it holds most."""
+    return 4 * 4 * config.vqgan.ch * config.vqgan.image_size**2
 
 
 PLANS: dict[str, Callable[[RunConfig, Counts, Hardware], Plan]] = {

@@ -12,10 +12,11 @@ from adamatch_ray.storage import JOBS, Root
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Print the plan of all stages; the answer holds the sums."""
-    from adamatch_ray import planning
-    from adamatch_ray.stage_plans import plan_stage
+    from adamatch_ray import plan as planning
 
     command = parse_command_line(arguments, __doc__ or "", choices=tuple(planning.HARDWARE))
+    from adamatch_ray.stage_plans import plan_stage
+
     config, root = command.config, Root(command.root)
     hardware = planning.HARDWARE[command.words[0]] if command.words else planning.default_hardware(config)
     manifests = {name: root.stage(name).manifest() for name in JOBS}

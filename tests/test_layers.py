@@ -1,6 +1,7 @@
 """The import rule, read from every source file: left never imports right, and heavy packages stay where they belong.
 
-foundation → models, ops, losses, metrics → data → engines → pipeline → train → evaluation, pages → jobs, serve
+foundation → models, ops, losses, metrics → plan, stage → data → engines → pipeline → train → evaluation, pages →
+jobs, serve
 """
 
 import ast
@@ -15,8 +16,9 @@ PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config", "cli", "model_config", "schema", "geometry", "storage", "lease", "__init__"}),
-    frozenset({"stage", "cluster", "shards", "arithmetic", "planning", "stage_plans"}),
+    frozenset({"cluster", "shards"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
+    frozenset({"counting", "plan", "stage_plans", "stage"}),
     frozenset({"data"}),
     frozenset({"engines"}),
     frozenset({"pipeline"}),

@@ -99,18 +99,23 @@ def load_llm(folder: str | Path, dtype: str = "auto", attention: str = "sdpa") -
     return LoadedLLM(model, tokenizer, layout_of(model, tokenizer))
 
 
-def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int) -> PreTrainedModel:
-    shape = GPTNeoXConfig(
-        vocab_size=len(tokenizer) + codes,
+def scratch_config(config: LLMConfig, rows: int) -> GPTNeoXConfig:
+    """The shape of a language model that is made from scratch, with so many rows."""
+    return GPTNeoXConfig(
+        vocab_size=rows,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=4 * config.hidden_size,
         max_position_embeddings=config.context,
-        bos_token_id=tokenizer.bos_token_id,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": config.rotary},
         tie_word_embeddings=config.tied,
     )
+
+
+def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int) -> PreTrainedModel:
+    shape = scratch_config(config, len(tokenizer) + codes)
+    shape.bos_token_id = tokenizer.bos_token_id
     return AutoModelForCausalLM.from_config(shape, dtype=config.dtype, attn_implementation=config.attention)
 
 

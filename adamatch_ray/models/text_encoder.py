@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertT
 
 from adamatch_ray.model_config import TextEncoderConfig
 
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokens(NamedTuple):
@@ -102,7 +102,7 @@ def train_tokenizer(reports: Iterable[str], vocab_size: int, folder: Path) -> No
     split = BertPreTokenizer()
     counts = Counter(word for report in reports for word, _ in split.pre_tokenize_str(report.lower()))
     characters = sorted({character for word in counts for character in word})
-    pieces = [*_SPECIAL, *characters, *("##" + character for character in characters)]
+    pieces = [*SPECIAL, *characters, *("##" + character for character in characters)]
     words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
     pieces += words[: max(0, vocab_size - len(pieces))]
     vocab = {piece: number for number, piece in enumerate(pieces)}

@@ -1,8 +1,6 @@
-"""What a run will take: time, memory a worker, storage and bottleneck of every stage, each with its arithmetic shown.
+"""What a run will take: the hardware it is reckoned for, the studies it is about, and how a stage's plan is shown.
 
-Only counts, sizes and the rates named here go in, so every line can be checked with a pocket calculator. The rates are
-assumptions until a run has been measured; what a finished stage really took stands beside its prediction. The sums
-are in `stage_plans`.
+What a finished stage really took stands beside its prediction. The sums themselves are in `stage_plans`.
 """
 
 from collections.abc import Mapping
