@@ -108,7 +108,7 @@ def test_the_png_draws_the_box_around_what_it_means(height: int, width: int) -> 
 def test_the_page_needs_no_other_file_and_escapes_what_it_is_given() -> None:
     view = view_of(100, 100, (10, 10, 40, 40))._replace(study_id='<b>"x"</b>')
     page = render_page([view], "<script>")
-    assert "<title>&lt;script&gt;</title>" in page and "&lt;b&gt;&quot;x&quot;&lt;/b&gt;" in page
+    assert "<title>&lt;script&gt;</title>" in page and "&lt;b&gt;&#34;x&#34;&lt;/b&gt;" in page
     assert "&lt;seen&gt; &amp; noted." in page
     links = re.findall(r'(?:href|src)="([^"]*)"', page)
     assert links and all(link.startswith("data:image/png;base64,") for link in links)
@@ -174,6 +174,23 @@ def test_a_box_of_no_area_is_still_seen() -> None:
     assert float(rect["width"]) > 0.5
     assert next(figure.iter("line"), None) is None, "what did not move has no arrow"
     assert draw_study(view, [point], "words")
+
+
+def test_the_outline_of_a_region_is_drawn_as_one_shape_beside_its_box() -> None:
+    view = view_of(100, 100, (10, 10, 40, 40))._replace(truth=[], keywords=[])
+    shape = ((60.0, 60.0), (90.0, 60.0), (75.0, 90.0))
+    region = view.words[0]._replace(outline=(shape,))
+    page = render_page([view._replace(report=[Segment("effusion", region)])], "t")
+    outlines = [p.attrib["points"] for p in figures(page)[0].iter("polygon") if p.get("class") == "outline"]
+    assert outlines == ["60.0,60.0 90.0,60.0 75.0,90.0"]
+    assert "region of a word" in page and "region of a word" not in render_page([view], "t")
+    plain, outlined = (
+        np.asarray(Image.open(io.BytesIO(draw_study(view, [one], "words"))), int) for one in (view.words[0], region)
+    )
+    rows, columns = np.nonzero(np.abs(plain - outlined).max(-1) > 60)
+    scale = SIDE / 100
+    np.testing.assert_allclose([columns.min(), columns.max()], [60 * scale, 90 * scale], atol=4)
+    np.testing.assert_allclose([rows.min(), rows.max()], [60 * scale, 90 * scale], atol=6)
 
 
 def test_a_blank_image_and_an_empty_report_are_drawn_without_marks(phantom_views: list[StudyView]) -> None:

@@ -46,7 +46,7 @@ class Evaluator:
         self.tables: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
-        self.shown = page.Material(self.split)
+        self.material = page.Material(self.split)
 
     def run(self) -> dict[str, Any]:
         """Score, fill `files`, and return the content of metrics.json."""
@@ -90,7 +90,7 @@ class Evaluator:
         self.files["metrics.json"] = _json(summary)
         self.files["table.md"] = table.encode()
         names = sorted([*self.files, "report.html"])
-        self.files["report.html"] = page.build(summary, self.shown, names).encode()
+        self.files["report.html"] = page.build(summary, self.material, names).encode()
         return summary
 
     def _retrieval(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Evaluator:
         result["baseline"] = reports.baseline(asked, train, self.labeler, self.options.seed)
         result["not_scored"] = absent
         self.files["reports_by_study.csv"] = csv_table([row._asdict() for row in rows])
-        self.shown.reports, self.shown.report_rows = placed, rows
+        self.material.reports, self.material.report_rows = placed, rows
         return result
 
     def _images(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Evaluator:
         if table.points:
             self.files["tsne.json"] = _json(table.points)
         self.files["images_by_study.csv"] = csv_table([row._asdict() for row in table.rows])
-        self.shown.images, self.shown.image_rows, self.shown.points = placed, table.rows, table.points
+        self.material.images, self.material.image_rows, self.material.points = placed, table.rows, table.points
         return table.result
 
     def _localization(self) -> dict[str, Any]:

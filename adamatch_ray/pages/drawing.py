@@ -1,20 +1,20 @@
-"""An X-ray with its marks as a PNG: adaptive boxes, arrows from fixed to adaptive centres, known places dashed."""
+"""The same layout as a PNG, for where there is no browser: marks on the X-ray, known places dashed."""
 
 import io
-from collections.abc import Sequence
-from math import atan2, cos, hypot, pi, sin
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import hypot
 
 from PIL import Image, ImageDraw, ImageFont
 
-from adamatch_ray.engines.matching import Box
-from adamatch_ray.pages.layout import COLOURS, TRUTH, centre, drawn_box, moved, place_labels
-from adamatch_ray.pages.view import Mark, StudyView, picture
+from adamatch_ray.pages.layout import FONT, Drawn, css_pixel, lay_out
+from adamatch_ray.pages.view import Mark, Point, StudyView, picture
 
 SIDE = 800
 """Long side of a PNG, pixels."""
 
 _FINE = 2  # drawn so much larger, then averaged: smooth edges
-_LINE, _FONT, _NOTE = 3, 24, 30
+_LINE, _SMALL, _NOTE = 3 * _FINE, 16 * _FINE, 30 * _FINE
 
 
 def draw_study(view: StudyView, marks: Sequence[Mark], title: str) -> bytes:
@@ -22,64 +22,52 @@ def draw_study(view: StudyView, marks: Sequence[Mark], title: str) -> bytes:
     height, width = view.image.height, view.image.width
     scale = SIDE / max(height, width) * _FINE
     size = max(1, round(width * scale / _FINE)) * _FINE, max(1, round(height * scale / _FINE)) * _FINE
-    canvas = picture(view.image).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    xray = picture(view.image).resize(size, Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (max(size[0], 320 * _FINE), size[1] + _NOTE), "#111113")
+    canvas.paste(xray.convert("RGB"), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for name, box in view.truth:
-        x0, y0, x1, y1 = _scaled(box, scale)
-        _dashed(draw, (x0, y0, x1, y1))
-        _write(draw, x0 + 5 * _FINE, y1 - (_FONT - 2) * _FINE, name, TRUTH, _FONT - 8)
-    boxes = [drawn_box(_scaled(mark.box, scale), 8 * _FINE) for mark in marks]
-    for mark, box, colour in zip(marks, boxes, COLOURS, strict=False):
-        draw.rectangle(box, outline=colour, width=_LINE * _FINE)
-        _arrow(draw, _scaled(mark.fixed, scale), box, colour)
-    _label(draw, marks, boxes, size)
-    said = f"{title} · {'synthetic phantom' if view.phantom else 'X-ray'} · research use only"
-    framed = Image.new("RGB", (max(size[0], 320 * _FINE), size[1] + _NOTE * _FINE), "#111113")
-    framed.paste(canvas, (0, 0))
-    _write(ImageDraw.Draw(framed), 8 * _FINE, size[1] + 5 * _FINE, said, "#d8d8d4", _FONT - 8)
+    for name, (x0, y0, x1, y1) in view.truth:
+        _dashed(draw, _scaled([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], scale))
+        _write(draw, x0 * scale + 5 * _FINE, y1 * scale - _SMALL - 6 * _FINE, name, "#ffffff")
+    drawn = lay_out(marks, range(len(marks)), width, height)
+    for mark in drawn:
+        _draw_mark(draw, mark, scale)
+    font = ImageFont.load_default(FONT * css_pixel(width, height) * scale)
+    for mark in drawn:  # after all boxes: no line crosses a name
+        x, y, across, down = (value * scale for value in mark.label)
+        draw.rectangle((x, y, x + across, y + down), fill=mark.colour)
+        draw.text((x + across / 2, y + down / 2), mark.mark.text, "#111113", font, anchor="mm")
+    note = f"{title} · {'synthetic phantom' if view.phantom else 'X-ray'} · research use only"
+    _write(draw, 8 * _FINE, size[1] + 5 * _FINE, note, "#d8d8d4")
     stream = io.BytesIO()
-    framed.resize((framed.width // _FINE, framed.height // _FINE), Image.Resampling.LANCZOS).save(stream, "PNG")
+    canvas.resize((canvas.width // _FINE, canvas.height // _FINE), Image.Resampling.LANCZOS).save(stream, "PNG")
     return stream.getvalue()
 
 
-def _scaled(box: Box, scale: float) -> Box:
-    return box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale
+def _draw_mark(draw: ImageDraw.ImageDraw, drawn: Drawn, scale: float) -> None:
+    draw.rectangle([value * scale for value in drawn.box], outline=drawn.colour, width=_LINE)
+    for polygon in drawn.mark.outline:
+        draw.line(_scaled([*polygon, polygon[0]], scale), drawn.colour, _LINE, joint="curve")
+    if drawn.arrow:
+        start, end = _scaled([drawn.arrow.start, drawn.arrow.end], scale)
+        draw.circle(start, drawn.arrow.radius * scale, fill=drawn.colour)
+        draw.line((start, end), drawn.colour, _LINE)
+        draw.polygon(_scaled(drawn.arrow.head, scale), fill=drawn.colour)
 
 
-def _label(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], boxes: Sequence[Box], size: tuple[int, int]) -> None:
-    font = ImageFont.load_default(_FONT * _FINE)
-    pad = 6 * _FINE
-    widths = [draw.textlength(mark.text, font) + 2 * pad for mark in marks]
-    labels = place_labels(boxes, widths, (_FONT + 8) * _FINE, size)
-    for mark, label, colour in zip(marks, labels, COLOURS, strict=False):
-        draw.rectangle((label.x, label.y, label.x + label.width, label.y + label.height), fill=colour)
-        draw.text((label.x + pad, label.y + 3 * _FINE), mark.text, "#111113", font)
+def _scaled(points: Iterable[Point], scale: float) -> list[Point]:
+    return [(x * scale, y * scale) for x, y in points]
 
 
-def _arrow(draw: ImageDraw.ImageDraw, fixed: Box, box: Box, colour: str) -> None:
-    """From a dot where the patch was to the middle of where it went."""
-    (x0, y0), (x1, y1) = centre(fixed), centre(box)
-    dot, head = 4 * _FINE, 13 * _FINE
-    if not moved(fixed, box, head):
-        return
-    draw.ellipse((x0 - dot, y0 - dot, x0 + dot, y0 + dot), fill=colour)
-    draw.line((x0, y0, x1, y1), colour, _LINE * _FINE)
-    turn = atan2(y1 - y0, x1 - x0)
-    wings = [(x1 + head * cos(turn + pi + side), y1 + head * sin(turn + pi + side)) for side in (-0.45, 0.45)]
-    draw.polygon([(x1, y1), *wings], fill=colour)
-
-
-def _dashed(draw: ImageDraw.ImageDraw, box: Box) -> None:
-    x0, y0, x1, y1 = box
+def _dashed(draw: ImageDraw.ImageDraw, corners: Sequence[Point]) -> None:
     dash = 9 * _FINE
-    for ax, ay, bx, by in ((x0, y0, x1, y0), (x1, y0, x1, y1), (x1, y1, x0, y1), (x0, y1, x0, y0)):
-        length = hypot(bx - ax, by - ay)
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        length = hypot(x1 - x0, y1 - y0)
         for start in range(0, int(length), 2 * dash):
-            part, end = start / length, min(start + dash, length) / length
-            ends = ax + (bx - ax) * part, ay + (by - ay) * part, ax + (bx - ax) * end, ay + (by - ay) * end
-            draw.line(ends, TRUTH, 2 * _FINE)
+            ends = (start / length, min(start + dash, length) / length)
+            draw.line([(x0 + (x1 - x0) * part, y0 + (y1 - y0) * part) for part in ends], "#ffffff", 2 * _FINE)
 
 
-def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, size: int) -> None:
-    font = ImageFont.load_default(size * _FINE)
+def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str) -> None:
+    font = ImageFont.load_default(_SMALL)
     draw.text((x, y), text, colour, font, stroke_width=_FINE, stroke_fill="#333333")  # read on white as well

@@ -1,20 +1,21 @@
-"""Where marks and their labels go on a picture of given size, for the page and for the PNGs alike."""
+"""Where marks, arrows and labels go on a picture, in pixels of the original; for the page and for PNGs alike."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from adamatch_ray.engines.matching import Box
+from adamatch_ray.pages.view import Mark, Point, centre, drawn_box
 
 COLOURS = ("#ffb224", "#4cc3ff", "#ff7aa2", "#8fdc6c")
 """One for each mark drawn at once; told apart on gray, also by readers who confuse red and green."""
 
-TRUTH = "#ffffff"
-
-SHOWN = (440, 520)
+LARGEST = (440, 520)
 """Largest width and height of a picture on the page, CSS pixels."""
 
 FONT = 13
-"""Height of a label, CSS pixels."""
+"""Height of a label's letters, CSS pixels."""
+
+_DOT, _HEAD = 2.5, 7.0  # of an arrow, CSS pixels
 
 
 class Label(NamedTuple):
@@ -26,27 +27,59 @@ class Label(NamedTuple):
     height: float
 
 
-def page_scale(height: int, width: int) -> float:
-    """CSS pixels to a pixel of the original."""
-    return min(SHOWN[0] / width, SHOWN[1] / height)
+class Arrow(NamedTuple):
+    """From a dot of some radius, where the patch was fixed, to where it went; the head's tip is `end`."""
+
+    start: Point
+    radius: float
+    end: Point
+    head: tuple[Point, Point, Point]
 
 
-def centre(box: Box) -> tuple[float, float]:
-    """The middle of a box."""
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+class Drawn(NamedTuple):
+    """A mark as it is drawn. `number`: its place among the marks; `colour`: empty where it shows when pointed at."""
+
+    number: int
+    mark: Mark
+    colour: str
+    box: Box
+    arrow: Arrow | None
+    label: Label
 
 
-def drawn_box(box: Box, least: float) -> Box:
-    """A box no smaller than `least` a side around its own middle, so that a box of no area is still seen."""
-    x, y = centre(box)
-    across, down = max(box[2] - box[0], least) / 2, max(box[3] - box[1], least) / 2
-    return x - across, y - down, x + across, y + down
+def css_pixel(width: int, height: int) -> float:
+    """Pixels of the original to a CSS pixel of the page."""
+    return max(width / LARGEST[0], height / LARGEST[1])
 
 
-def moved(fixed: Box, box: Box, least: float) -> bool:
-    """Whether the middle of a patch moved far enough for an arrow to be seen."""
-    (x0, y0), (x1, y1) = centre(fixed), centre(box)
-    return ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5 >= least
+def lay_out(marks: Sequence[Mark], top: Sequence[int], width: int, height: int) -> list[Drawn]:
+    """All marks on a picture; those numbered in `top` get the COLOURS in turn and come last: they lie on the others."""
+    pixel = css_pixel(width, height)
+    boxes = [drawn_box(mark.box, 4 * pixel) for mark in marks]
+    widths = [(len(mark.text) * 0.6 * FONT + 10) * pixel for mark in marks]
+
+    def labels(numbers: Sequence[int]) -> list[Label]:
+        chosen = [boxes[n] for n in numbers], [widths[n] for n in numbers]
+        return place_labels(*chosen, (FONT + 6) * pixel, (width, height))
+
+    together, rank = dict(zip(top, labels(top), strict=True)), {n: place for place, n in enumerate(top, start=1)}
+    colours = dict(zip(top, COLOURS, strict=False))
+    drawn = [
+        Drawn(n, mark, colours.get(n, ""), boxes[n], _arrow(mark, pixel), together.get(n) or labels([n])[0])
+        for n, mark in enumerate(marks)
+    ]
+    return sorted(drawn, key=lambda one: rank.get(one.number, 0))
+
+
+def _arrow(mark: Mark, pixel: float) -> Arrow | None:
+    """None where the patch moved too little for an arrow to be seen."""
+    (x0, y0), (x1, y1) = centre(mark.fixed), centre(mark.box)
+    length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
+    if length < 8 * pixel:
+        return None
+    dx, dy = (x1 - x0) / length * _HEAD * pixel, (y1 - y0) / length * _HEAD * pixel
+    wings = (x1 - dx - dy / 2, y1 - dy + dx / 2), (x1 - dx + dy / 2, y1 - dy - dx / 2)
+    return Arrow((x0, y0), _DOT * pixel, (x1, y1), ((x1, y1), *wings))
 
 
 def place_labels(

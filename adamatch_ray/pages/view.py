@@ -10,7 +10,6 @@ from adamatch_ray.codebooks import VisualCodebook
 from adamatch_ray.engines.localizing import canvas_image
 from adamatch_ray.engines.matching import Box, Keypatch, Keyword, Match, MatchingEngine
 from adamatch_ray.geometry import CanvasImage, box_iou
-from adamatch_ray.pages.layout import drawn_box
 
 DRAWN = 4
 """Boxes drawn on a picture at once; a reader tells no more apart."""
@@ -18,13 +17,20 @@ DRAWN = 4
 _SAME = 0.6  # overlap above which two boxes would hide each other
 
 
+Point = tuple[float, float]
+
+
 class Mark(NamedTuple):
-    """Something said and where it was matched: adaptive and fixed box, in pixels of the original image."""
+    """A word or keyword and where it was matched: adaptive and fixed box, in pixels of the original image.
+
+    `outline` are the closed polygons around its region, in the same pixels; none where only the box is known.
+    """
 
     text: str
     score: float
     box: Box
     fixed: Box
+    outline: tuple[tuple[Point, ...], ...] = ()
 
 
 class Segment(NamedTuple):
@@ -64,7 +70,9 @@ def view_studies(
     """Views of rows of `schema.STUDY`. `codebook` is the engine's visual codebook, loaded with its crops."""
     images = [canvas_image(study) for study in studies]
     reports = [study["report"] for study in studies]
-    found = zip(engine.match(images, reports), engine.keywords(images, 12), engine.keypatches(reports, 5), strict=True)
+    matched = zip(
+        engine.match(images, reports), engine.keywords(images, 12), engine.keypatches(reports, 5), strict=True
+    )
     return [
         StudyView(
             study_id=study["study_id"],
@@ -75,7 +83,7 @@ def view_studies(
             references=[Reference(patch, codebook.table["crop"][patch.entry].as_py()) for patch in keypatches],
             truth=[(b["name"], (b["x0"], b["y0"], b["x1"], b["y1"])) for b in study["boxes"] or ()],
         )
-        for study, image, (match, keywords, keypatches) in zip(studies, images, found, strict=True)
+        for study, image, (match, keywords, keypatches) in zip(studies, images, matched, strict=True)
     ]
 
 
@@ -87,12 +95,24 @@ def spotlight(marks: Sequence[Mark], telling: frozenset[str] = frozenset()) -> l
     chosen: list[int] = []
     for n in sorted(range(len(marks)), key=lambda n: (-marks[n].score, n)):
         word, others = marks[n].text.lower(), [marks[k] for k in chosen]
-        says = word in telling if telling else len(word) > 3
-        if says and all(word != o.text.lower() and _overlap(marks[n], o) < _SAME for o in others):
+        speaks = word in telling if telling else len(word) > 3
+        if speaks and all(word != o.text.lower() and _overlap(marks[n], o) < _SAME for o in others):
             chosen.append(n)
         if len(chosen) == DRAWN:
             break
     return chosen
+
+
+def centre(box: Box) -> Point:
+    """The middle of a box."""
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def drawn_box(box: Box, least: float) -> Box:
+    """A box no smaller than `least` a side around its own middle, so that a box of no area is still seen."""
+    x, y = centre(box)
+    across, down = max(box[2] - box[0], least) / 2, max(box[3] - box[1], least) / 2
+    return x - across, y - down, x + across, y + down
 
 
 def picture(image: CanvasImage) -> Image.Image:
@@ -125,8 +145,8 @@ def _of_keyword(keyword: Keyword, match: Match) -> Mark:
 
 def _overlap(a: Mark, b: Mark) -> float:
     """Of the boxes as they are seen: one of no area still takes room, half of its fixed patch's."""
-    seen = [np.array([drawn_box(mark.box, (mark.fixed[2] - mark.fixed[0]) / 2)]) for mark in (a, b)]
-    return float(box_iou(*seen)[0, 0])
+    boxes = [np.array([drawn_box(mark.box, (mark.fixed[2] - mark.fixed[0]) / 2)]) for mark in (a, b)]
+    return float(box_iou(*boxes)[0, 0])
 
 
 def _box(corners_4: np.ndarray) -> Box:
