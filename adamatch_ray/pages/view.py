@@ -30,7 +30,7 @@ class Mark(NamedTuple):
     score: float
     box: Box
     fixed: Box
-    outline: tuple[tuple[Point, ...], ...] = ()
+    outline: Sequence[Sequence[Point]] = ()
 
 
 class Segment(NamedTuple):
