@@ -9,36 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adamatch_ray.cli import CommandLine
-from adamatch_ray.config import EvaluateConfig, section, to_yaml
+from adamatch_ray.config import section, to_yaml
 from adamatch_ray.lease import Lease
 from adamatch_ray.plan import default_hardware, describe_plan, expected_counts
-from adamatch_ray.storage import JOBS, Manifest, Root, fingerprint, flatten
-
-PARENTS = {
-    "studies": (),
-    "encoder": ("studies",),
-    "adamatch": ("studies", "encoder"),
-    "codebooks": ("studies", "adamatch"),
-    "vqgan": ("studies", "encoder"),
-    "tokens": ("studies", "codebooks", "vqgan"),
-    "llm": ("studies", "adamatch", "codebooks", "tokens"),
-    "generations": ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm"),
-    "metrics": ("studies", "encoder", "adamatch", "generations"),
-}
-"""The stages a stage is made from."""
-
-SECTIONS = {
-    "studies": ("data",),
-    "encoder": ("image", "encoder"),
-    "adamatch": ("image", "text", "adamatch"),
-    "codebooks": ("codebooks",),
-    "vqgan": ("vqgan",),
-    "tokens": ("tokens",),
-    "llm": ("llm",),
-    "generations": ("generate",),
-    "metrics": ("evaluate",),
-}
-"""The sections of the configuration that decide a stage's output, besides its parents."""
+from adamatch_ray.specs import STAGES, Manifest, fingerprint, flatten
+from adamatch_ray.storage import Root
 
 
 class StageRun:
@@ -48,12 +23,8 @@ class StageRun:
         self.command, self.config = command, command.config
         self.root = Root(command.root)
         self.stage = self.root.stage(name)
-        self.name = name
-        self.settings: dict[str, Any] = {key: section(command.config, key) for key in SECTIONS[name]}
-        if name == "encoder":  # the ablation without adaptive patches needs its own encoder
-            self.settings["adapatch"] = command.config.adamatch.adapatch
-        if name in ("encoder", "adamatch", "vqgan", "llm"):  # they set the global batch
-            self.settings["workers"] = command.config.scale.workers_of(name)
+        self.name, self.spec = name, STAGES[name]
+        self.settings: dict[str, Any] = {}
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
         self._lease: Lease | None = None
@@ -69,9 +40,10 @@ class StageRun:
         Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, a parent failed, or
         another run is making the stage.
         """
-        names = [name for name in PARENTS[self.name] if not self._without(name)]
+        names = self.spec.parents_of(self.config)
         if self.command.dry_run:
             return self._show_plan(names)
+        self.settings = self._settings()  # first: a file that is not there is told before hours go into parents
         self.parents = {name: self._parent(name).fingerprint for name in names}
         overwrite = self.command.overwrite
         if overwrite or not self._is_done(overwrite=False):
@@ -114,28 +86,24 @@ class StageRun:
         manifest = stage.manifest()
         if manifest is None:
             print(f"{self.name}: {stage.uri} is missing, making it first", file=sys.stderr)
-            run_job(JOBS[name], self.command.for_parent())
+            run_job(STAGES[name].job, self.command.for_parent())
             manifest = stage.require()
-        made, wanted = (
-            dict(flatten(manifest.config)),
-            dict(flatten({k: section(self.config, k) for k in SECTIONS[name]})),
-        )
+        committed, asked = dict(flatten(manifest.config)), dict(flatten(self._sections(name)))
         for key in self.command.overrides:
-            if key in wanted and made.get(key) != wanted[key]:
+            if key in asked and committed.get(key) != asked[key]:
                 raise ValueError(
-                    f"{stage.uri} was made with {key} {made.get(key)!r}, not {wanted[key]!r}; "
-                    f"run jobs/{JOBS[name]}.py with --overwrite, or use another --root"
+                    f"{stage.uri} was made with {key} {committed.get(key)!r}, not {asked[key]!r}; "
+                    f"run jobs/{STAGES[name].job}.py with --overwrite, or use another --root"
                 )
         return manifest
 
-    def _without(self, parent: str) -> bool:
-        """Whether the configuration does without a parent."""
-        if self.name == "metrics":
-            return parent not in _scored_from(self.config.evaluate)
-        if parent == "encoder":
-            uses = {"adamatch": self.config.adamatch.init == "encoder", "vqgan": self.config.vqgan.needs_encoder}
-            return not uses[self.name]
-        return (self.name, parent) == ("tokens", "codebooks") and not self.config.tokens.keypatches
+    def _settings(self) -> dict[str, Any]:
+        """All that decides what this run would make, besides its parents."""
+        workers = {"workers": self.config.scale.workers_of(self.name)} if self.spec.trained else {}
+        return {**self._sections(self.name), **self.spec.beside(self.config), **workers}
+
+    def _sections(self, stage: str) -> dict[str, Any]:
+        return {name: section(self.config, name) for name in STAGES[stage].sections}
 
     def _show_plan(self, parents: list[str]) -> dict[str, Any]:
         from adamatch_ray.stage_plans import plan_stage  # builds models, which --help does without
@@ -145,7 +113,7 @@ class StageRun:
         print(f"# stage {self.name} -> {self.stage.uri}")
         for name in parents:
             done = self.root.stage(name).manifest()
-            state = f"finished, rows {done.rows}" if done else f"missing: python jobs/{JOBS[name]}.py"
+            state = f"finished, rows {done.rows}" if done else f"missing: python jobs/{STAGES[name].job}.py"
             print(f"# parent {name}: {state}")
         kind = "GPU" if scale.gpu else "CPU"
         workers = scale.workers_of(self.name)
@@ -160,19 +128,6 @@ class StageRun:
         else:
             print("\n".join(f"# {line}" for line in describe_plan(plan, hardware, done.seconds if done else None)))
         return {"stage": self.name, "status": "planned", "output": self.stage.uri, "seconds": 0.0}
-
-
-def _scored_from(options: EvaluateConfig) -> set[str]:
-    """The stages that the asked tables are made from."""
-    tables = set(options.tables)
-    needed = {"studies"}
-    if "images" in tables:
-        needed.add("encoder")
-    if tables & {"retrieval", "localization", "cycle"}:
-        needed.add("adamatch")
-    if tables & {"reports", "images", "cycle"} and not options.predictions:
-        needed.add("generations")
-    return needed
 
 
 def run_job(job: str, arguments: list[str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Score a split with every table of the paper: retrieval, reports, images, localiz
 Ours, or anyone's: --evaluate.predictions FILE. Writes metrics.json, table.md and report.html into metrics/.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Score the asked tables and commit the files that hold them."""
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "metrics")
     options = run.config.evaluate
-    for name in ("predictions", "phrases"):  # other rows under the same name are other predictions
-        if (path := getattr(options, name)) and not run.command.dry_run:
-            run.settings[name] = _digest(name, path)
     if (answer := run.begin()) is not None:
         return answer
     from adamatch_ray.evaluation.evaluator import Evaluator
@@ -45,15 +41,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     figures = {name: round(value, 2) for name, value in full.items()}
     figures |= {row["measure"]: round(row["value"], 4) for row in summary["headlines"] if row["table"] != "retrieval"}
     return run.finish(figures, {"studies": len(evaluator.split.studies)})
-
-
-def _digest(name: str, path: str) -> str:
-    from adamatch_ray.data import sources
-
-    if not sources.exists(path):
-        raise ValueError(f"--evaluate.{name} {path}: no such file")
-    with sources.open_file(path) as stream:
-        return hashlib.sha256(stream.read()).hexdigest()[:16]
 
 
 def _spread(scale: "ScaleConfig") -> "Spread":

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Make the missing shards on a pool of actors, then commit."""
-    command = parse_command_line(arguments, __doc__ or "")
-    run = StageRun(command, "generations")
-    if command.config.generate.manifest and not command.dry_run:
-        run.settings["table"] = _digest(command.config.generate.manifest)
+    run = StageRun(parse_command_line(arguments, __doc__ or ""), "generations")
     if (answer := run.begin()) is not None:
         return answer
     from adamatch_ray import __version__
@@ -71,19 +68,6 @@ def _plan(run: StageRun) -> tuple[list["GenerationShard"], list[str]]:
         raise ValueError(f"generate.manifest {options.manifest} has no rows")
     shards = [GenerationShard(way, number, part) for way in directions for number, part in enumerate(slices)]
     return shards, copied
-
-
-def _digest(path: str) -> str:
-    """What a user's table is known by; it may change while its name stays."""
-    import hashlib
-
-    from adamatch_ray.data.sources import open_file
-
-    digest = hashlib.sha256()
-    with open_file(path) as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

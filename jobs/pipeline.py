@@ -10,11 +10,8 @@ from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
 from adamatch_ray.config import ScaleConfig
+from adamatch_ray.specs import STAGES
 from adamatch_ray.stage import run_job
-from adamatch_ray.storage import JOBS
-
-STAGES = tuple(JOBS)
-"""Stages in the order they run."""
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -23,9 +20,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if not command.dry_run:
         _share_one_ray(command.config.scale)
     answers: dict[str, Any] = {}
-    for number, name in enumerate(STAGES, start=1):
-        print(f"[{number}/{len(STAGES)}] {JOBS[name]}", file=sys.stderr)
-        answers[name] = run_job(JOBS[name], list(arguments))
+    for number, (name, spec) in enumerate(STAGES.items(), start=1):
+        print(f"[{number}/{len(STAGES)}] {spec.job}", file=sys.stderr)
+        answers[name] = run_job(spec.job, list(arguments))
     seconds = round(sum(answer["seconds"] for answer in answers.values()), 1)
     return {"stage": "pipeline", "status": "done", "output": command.root, "seconds": seconds, "stages": answers}
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
-from adamatch_ray.storage import JOBS, Root
+from adamatch_ray.specs import STAGES
+from adamatch_ray.storage import Root
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -19,13 +20,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
     config, root = command.config, Root(command.root)
     hardware = planning.HARDWARE[command.words[0]] if command.words else planning.default_hardware(config)
-    manifests = {name: root.stage(name).manifest() for name in JOBS}
+    manifests = {name: root.stage(name).manifest() for name in STAGES}
     studies = manifests["studies"]
     counts = planning.expected_counts(config, studies.rows if studies else None)
     print(f"{config.scale.workers} worker(s), one {hardware.name} each; 'measured' is what a finished stage here took")
     seconds = stored = 0.0
     fits = True
-    for name in JOBS:
+    for name in STAGES:
         plan = plan_stage(name, config, counts, hardware)
         done = manifests[name]
         print("\n".join(planning.describe_plan(plan, hardware, done.seconds if done else None)))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from adamatch_ray.cli import one_line
-from adamatch_ray.storage import JOBS, Manifest, Root, Stage, fingerprint, flatten
+from adamatch_ray.specs import STAGES, Manifest, fingerprint, flatten
+from adamatch_ray.storage import Root, Stage
 
 CONFIG = {"data": {"seed": 0, "canvas": 64}}
 PARENTS = {"studies": "abc"}
@@ -43,9 +44,9 @@ def test_files_without_a_manifest_are_no_stage(stage: Stage) -> None:
         stage.require()
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", STAGES)
 def test_the_job_that_makes_a_stage_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"python jobs/{JOBS[name]}\.py --root {tmp_path}"):
+    with pytest.raises(ValueError, match=rf"python jobs/{STAGES[name].job}\.py --root {tmp_path}"):
         Root(str(tmp_path)).stage(name).require()
 
 
@@ -125,6 +126,8 @@ def test_an_uploaded_folder_replaces_the_one_before(stage: Stage, tmp_path: Path
     stage.upload(second, "model")
     found = stage.download("model", tmp_path)
     assert [p.relative_to(found).as_posix() for p in found.rglob("*") if p.is_file()] == ["text/new.bin"]
+    with stage.local("model") as folder:
+        assert folder == found, "what is on this disk is read in place"
     stage.upload_into(first, "model")
     assert (found / "old.bin").is_file() and (found / "text" / "new.bin").is_file()
     stage.delete("model")

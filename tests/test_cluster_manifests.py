@@ -13,7 +13,7 @@ import yaml
 import adamatch_ray
 from adamatch_ray.cli import parse_command_line
 from adamatch_ray.config import load_config
-from adamatch_ray.storage import JOBS
+from adamatch_ray.specs import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"
@@ -86,7 +86,7 @@ def test_the_paper_s_workers_fit_one_gpu_node() -> None:
 
 def test_there_is_one_job_a_stage_and_each_one_parses() -> None:
     named = [document["spec"]["entrypoint"].split() for document in documents("rayjobs.yaml")]
-    assert [words[1] for words in named] == [f"jobs/{job}.py" for job in JOBS.values()]
+    assert [words[1] for words in named] == [f"jobs/{spec.job}.py" for spec in STAGES.values()]
     named.append(documents("rayjob-pipeline.yaml")[0]["spec"]["entrypoint"].split())
     for words in named:
         assert words[0] == "python" and (ROOT / words[1]).is_file()

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"config", "cli", "model_config", "schema", "geometry", "storage", "lease", "__init__"}),
+    frozenset({"config", "cli", "model_config", "schema", "geometry"})
+    | {"files", "specs", "storage", "lease", "__init__"},
     frozenset({"cluster", "shards"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
     frozenset({"counting", "plan", "stage_plans", "stage"}),
@@ -219,7 +220,7 @@ def test_importing_the_configuration_loads_no_model_library() -> None:
 
 
 def test_jobs_answer_help_before_anything_heavy_is_imported() -> None:
-    light = {"adamatch_ray.cli", "adamatch_ray.stage", "adamatch_ray.storage", "adamatch_ray.config"}
+    light = {f"adamatch_ray.{name}" for name in ("cli", "config", "specs", "stage", "storage")}
     for path in sorted((ROOT / "jobs").glob("*.py")):
         for item in imports(path):
             if item.at_import and module_file(item.name) and item.name != "adamatch_ray":

@@ -24,7 +24,8 @@ from adamatch_ray.config import DataConfig, load_config
 from adamatch_ray.data import loading
 from adamatch_ray.pipeline import studies as preparing
 from adamatch_ray.pipeline.tokens import TokenCache
-from adamatch_ray.storage import Manifest, Root, Stage
+from adamatch_ray.specs import Manifest
+from adamatch_ray.storage import Root, Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -93,6 +94,9 @@ def test_folders_are_replaced_fetched_and_removed(stage: Stage, tmp_path: Path) 
     found = stage.download("model", tmp_path / "fetched")
     files = {p.relative_to(found).as_posix(): p.read_bytes() for p in found.rglob("*") if p.is_file()}
     assert files == {"text/new.bin": b"text/new.bin", "empty.bin": b""}
+    with stage.local("model") as folder:
+        assert (folder / "text" / "new.bin").read_bytes() == b"text/new.bin"
+    assert not folder.exists(), "what was fetched for a block is gone after it"
     stage.delete("model")
     stage.delete("model")
     assert objects(stage.uri) == {}

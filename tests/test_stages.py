@@ -8,8 +8,10 @@ import pytest
 
 from adamatch_ray import stage as stages
 from adamatch_ray.cli import parse_command_line
-from adamatch_ray.stage import PARENTS, SECTIONS, StageRun
-from adamatch_ray.storage import JOBS, Root
+from adamatch_ray.config import RunConfig
+from adamatch_ray.specs import STAGES
+from adamatch_ray.stage import StageRun
+from adamatch_ray.storage import Root
 
 
 def run(name: str, root: Path, *arguments: str) -> StageRun:
@@ -25,9 +27,8 @@ def finish(name: str, root: Path, *arguments: str) -> dict[str, Any]:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A root with every stage finished, as far as manifests say."""
-    for name in JOBS:
-        if name in PARENTS:
-            finish(name, tmp_path)
+    for name in STAGES:
+        finish(name, tmp_path)
     return tmp_path
 
 
@@ -41,7 +42,7 @@ def test_a_finished_job_answers_with_its_figures_and_commits_its_settings(tmp_pa
 
 
 def test_finished_stages_are_skipped_and_say_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in PARENTS:
+    for name in STAGES:
         answer = run(name, root).begin()
         assert answer is not None and answer["status"] == "skipped"
         assert f"{name}: finished before with these inputs, skipped" in capsys.readouterr().err
@@ -66,7 +67,7 @@ def test_other_settings_make_a_stage_stale(name: str, key: str, value: str, name
 
 @pytest.mark.parametrize("key", ["scale.loaders", "scale.max_failures", "scale.local_cpus"])
 def test_where_a_stage_runs_does_not_decide_what_it_is(key: str, root: Path) -> None:
-    for name in PARENTS:
+    for name in STAGES:
         answer = run(name, root, f"--{key}", "7").begin()
         assert answer is not None and answer["status"] == "skipped"
 
@@ -131,8 +132,37 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(tmp_path: Path, capsys: py
     assert not (tmp_path / "run").exists()
 
 
-def test_every_stage_that_can_be_made_names_sections_of_the_configuration() -> None:
-    assert PARENTS.keys() == SECTIONS.keys() <= JOBS.keys()
-    order = list(JOBS)
-    for name, parents in PARENTS.items():
-        assert all(order.index(parent) < order.index(name) for parent in parents)
+def test_every_stage_is_made_from_earlier_ones_by_a_job_that_is_there() -> None:
+    jobs = Path(__file__).resolve().parents[1] / "jobs"
+    order = list(STAGES)
+    for name, spec in STAGES.items():
+        assert spec.name == name and (jobs / f"{spec.job}.py").is_file()
+        assert all(order.index(parent) < order.index(name) for parent in spec.parents)
+        assert spec.sections and all(hasattr(RunConfig(), key) for key in spec.sections)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "key", "length"),
+    [
+        ("metrics", "evaluate.predictions", "predictions", 16),
+        ("metrics", "evaluate.phrases", "phrases", 16),
+        ("generations", "generate.manifest", "table", 64),
+    ],
+)
+def test_other_rows_under_the_same_name_are_another_input(
+    name: str, option: str, key: str, length: int, root: Path
+) -> None:
+    table = root / "table.csv"
+    table.write_text("study_id,report\n1,clear\n")
+    asked = (f"--{option}", str(table))
+    finish(name, root, *asked, "--overwrite")
+    assert len(Root(str(root)).stage(name).require().config[key]) == length
+    assert (run(name, root, *asked).begin() or {})["status"] == "skipped"
+    table.write_text("study_id,report\n1,effusion\n")
+    with pytest.raises(ValueError, match=f"{key}: '"):
+        run(name, root, *asked).begin()
+    table.unlink()
+    with pytest.raises(ValueError, match=rf"--{option} {table}: no such file"):
+        run(name, root, *asked).begin()
+    answer = run(name, root / "other", *asked, "--dry-run").begin()
+    assert answer is not None and answer["status"] == "planned"

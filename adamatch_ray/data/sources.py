@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from adamatch_ray.files import open_filesystem
 from adamatch_ray.schema import SOURCE
-from adamatch_ray.storage import s3_filesystem
 
 Row = dict[str, Any]
 OpenFile = Callable[[str], BinaryIO]
@@ -68,7 +68,7 @@ def is_remote(path: str) -> bool:
 def open_file(path: str) -> BinaryIO:
     """Open a local path or a URL for reading bytes."""
     if is_remote(path):
-        filesystem, inner = _filesystem(path)
+        filesystem, inner = open_filesystem(path)
         return cast(BinaryIO, filesystem.open(inner, "rb"))
     return Path(path).open("rb")
 
@@ -76,7 +76,7 @@ def open_file(path: str) -> BinaryIO:
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     if is_remote(path):
-        filesystem, inner = _filesystem(path)
+        filesystem, inner = open_filesystem(path)
         return bool(filesystem.exists(inner))
     return Path(path).exists()
 
@@ -84,21 +84,11 @@ def exists(path: str) -> bool:
 def list_names(folder: str) -> list[str]:
     """Names (not paths) in a folder, sorted; none where there is no such folder. One request, whatever the size."""
     if is_remote(folder):
-        filesystem, inner = _filesystem(folder)
+        filesystem, inner = open_filesystem(folder)
         if not filesystem.isdir(inner):
             return []
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False))
     return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, and the path within it."""
-    if url.startswith("s3://"):
-        return s3_filesystem(), url.removeprefix("s3://")
-    import fsspec
-
-    filesystem, inner = fsspec.url_to_fs(url)
-    return filesystem, str(inner)
 
 
 def join(folder: str, *parts: str) -> str:

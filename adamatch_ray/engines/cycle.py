@@ -22,7 +22,8 @@ from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig, from_dict
 from adamatch_ray.models.llm import load_llm
-from adamatch_ray.storage import JOBS, Root, Stage
+from adamatch_ray.specs import STAGES
+from adamatch_ray.storage import Root, Stage
 
 MATCHED = 64
 """Rows that AdaMatch sees at once; always as many, so that a score is rounded alike whatever else is set."""
@@ -174,7 +175,7 @@ def _require_parents(stage: Stage, names: Sequence[str]) -> None:
         if held != made_from:
             raise ValueError(
                 f"{stage.uri} was made from {name} {made_from}, but {name} is {held} now; "
-                f"run: python jobs/{JOBS[stage.name]}.py --overwrite"
+                f"run: python jobs/{STAGES[stage.name].job}.py --overwrite"
             )
 
 

@@ -1,0 +1,162 @@
+"""What the stages are, in one table, and what a finished one says of itself (docs/ray.md).
+
+A stage is a folder below a root. Its row names the job that writes it, the stages it is made from and the sections of
+the configuration that decide what comes out; everything else that must know a stage by name reads this table.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adamatch_ray import __version__
+from adamatch_ray.files import digest
+
+if TYPE_CHECKING:
+    from adamatch_ray.config import RunConfig
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage.
+
+    trained: made by training workers, whose number sets the global batch and so the result. served: answers of the
+    service come from it. unused: the parents that a configuration does without. beside: what else decides its output;
+    a user's own file does by its content.
+    """
+
+    name: str
+    job: str
+    parents: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    trained: bool = False
+    served: bool = False
+    unused: "Callable[[RunConfig], Collection[str]]" = lambda config: ()
+    beside: "Callable[[RunConfig], Mapping[str, Any]]" = lambda config: {}
+
+    def parents_of(self, config: "RunConfig") -> list[str]:
+        """The stages that it is made from under this configuration."""
+        unused = self.unused(config)
+        return [name for name in self.parents if name not in unused]
+
+
+def _not_scored(config: "RunConfig") -> set[str]:
+    """Stages that none of the asked tables is made from."""
+    tables = set(config.evaluate.tables)
+    scored_from = {"studies"}
+    if "images" in tables:
+        scored_from.add("encoder")
+    if tables & {"retrieval", "localization", "cycle"}:
+        scored_from.add("adamatch")
+    if tables & {"reports", "images", "cycle"} and not config.evaluate.predictions:
+        scored_from.add("generations")
+    return {"studies", "encoder", "adamatch", "generations"} - scored_from
+
+
+def _scored_files(config: "RunConfig") -> dict[str, str]:
+    """Other rows under the same name are other predictions."""
+    named = {"predictions": config.evaluate.predictions, "phrases": config.evaluate.phrases}
+    return {name: digest(path, f"evaluate.{name}")[:16] for name, path in named.items() if path}
+
+
+def _generated_from(config: "RunConfig") -> dict[str, str]:
+    path = config.generate.manifest
+    return {"table": digest(path, "generate.manifest")} if path else {}
+
+
+_TABLE = (
+    StageSpec("studies", "prepare_data", (), ("data",), served=True),
+    StageSpec(
+        "encoder",
+        "pretrain_encoder",
+        ("studies",),
+        ("image", "encoder"),
+        trained=True,
+        # the ablation without adaptive patches needs an encoder of its own
+        beside=lambda config: {"adapatch": config.adamatch.adapatch},
+    ),
+    StageSpec(
+        "adamatch",
+        "train_adamatch",
+        ("studies", "encoder"),
+        ("image", "text", "adamatch"),
+        trained=True,
+        served=True,
+        unused=lambda config: () if config.adamatch.init == "encoder" else ("encoder",),
+    ),
+    StageSpec("codebooks", "build_codebooks", ("studies", "adamatch"), ("codebooks",), served=True),
+    StageSpec(
+        "vqgan",
+        "train_vqgan",
+        ("studies", "encoder"),
+        ("vqgan",),
+        trained=True,
+        served=True,
+        unused=lambda config: () if config.vqgan.needs_encoder else ("encoder",),
+    ),
+    StageSpec(
+        "tokens",
+        "cache_tokens",
+        ("studies", "codebooks", "vqgan"),
+        ("tokens",),
+        served=True,
+        unused=lambda config: () if config.tokens.keypatches else ("codebooks",),
+    ),
+    StageSpec("llm", "tune_llm", ("studies", "adamatch", "codebooks", "tokens"), ("llm",), trained=True, served=True),
+    StageSpec(
+        "generations",
+        "generate",
+        ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm"),
+        ("generate",),
+        beside=_generated_from,
+    ),
+    StageSpec(
+        "metrics",
+        "evaluate",
+        ("studies", "encoder", "adamatch", "generations"),
+        ("evaluate",),
+        unused=_not_scored,
+        beside=_scored_files,
+    ),
+)
+
+STAGES = {spec.name: spec for spec in _TABLE}
+"""Every stage by name, in the order of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage says of itself."""
+
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    rows: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    version: str = __version__
+
+    def changes(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+        """What differs between the inputs it was made from and these, the first few of it."""
+        changed = [f"parent {name}" for name in parents if parents[name] != self.parents.get(name)]
+        before, after = dict(flatten(self.config)), dict(flatten(config))
+        names = sorted(set(before) | set(after))
+        changed += [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+        return "; ".join(changed[:4]) or "fingerprint differs"
+
+
+def fingerprint(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Identity of a stage's output: sha256 over its configuration and its parents' fingerprints."""
+    text = json.dumps({"config": config, "parents": dict(parents)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value) pairs."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        rows += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return rows
