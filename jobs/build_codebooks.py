@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 def _textual(run: StageRun, counted: Sequence["MadeShard"]) -> "TextualCodebook":
     import torch
 
-    from adamatch_ray.engines.embedding import load_embedder
     from adamatch_ray.engines.entities import finder_identity
+    from adamatch_ray.engines.loader import load_embedder
     from adamatch_ray.pipeline import codebooks as building
 
     torch.set_num_threads(1)  # sums must not depend on the machine's cores

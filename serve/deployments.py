@@ -44,8 +44,8 @@ class Matcher(_Replica):
     def __init__(self, settings: Settings) -> None:
         from adamatch_ray.codebooks import VisualCodebook
         from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
+        from adamatch_ray.engines.loader import load_instructions
         from adamatch_ray.engines.matching import MatchingEngine
-        from serve.engines import load_instructions
         from serve.retrieval import Index
 
         root = Root(settings.root)
@@ -116,7 +116,7 @@ class ImageTokens(_Replica):
     """The VQ-GAN: canvases to codes and codes to canvases."""
 
     def __init__(self, settings: Settings) -> None:
-        from serve.engines import load_tokenizer
+        from adamatch_ray.engines.loader import load_tokenizer
 
         pool = _one_thread(settings.threads)
         self._engine = load_tokenizer(Root(settings.root), settings.device)
@@ -156,7 +156,7 @@ class LanguageModel(_Replica):
     """The language model, for reports or for images; deployed once for each, so that they scale apart."""
 
     def __init__(self, settings: Settings) -> None:
-        from serve.engines import load_generation
+        from adamatch_ray.engines.loader import load_generation
 
         pool = _one_thread(settings.threads)
         self._engine = load_generation(Root(settings.root), settings.device)

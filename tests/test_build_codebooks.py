@@ -16,7 +16,8 @@ import torch
 
 from adamatch_ray.codebooks import GROUPS, TextualCodebook, VisualCodebook
 from adamatch_ray.data.images import Decoded, decode_png, encode_png, to_canvas
-from adamatch_ray.engines.embedding import load_embedder, whole_words
+from adamatch_ray.engines.embedding import whole_words
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.geometry import Geometry
 from adamatch_ray.model_config import AdaMatchConfig
 from adamatch_ray.models import adamatch, text_encoder

@@ -7,7 +7,7 @@ import pytest
 
 from adamatch_ray.data import loading
 from adamatch_ray.data.phantom_report import FINDING_WORDS
-from adamatch_ray.engines.embedding import load_embedder
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.localizing import canvas_image, localize_split
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.geometry import box_iou

@@ -12,7 +12,8 @@ import torch
 
 from adamatch_ray.codebooks import Entity, TextualCodebook, VisualCodebook
 from adamatch_ray.data import loading
-from adamatch_ray.engines.embedding import Embedder, load_embedder, whole_words
+from adamatch_ray.engines.embedding import Embedder, whole_words
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.localizing import canvas_image
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage, box_iou

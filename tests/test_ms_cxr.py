@@ -9,7 +9,7 @@ import pytest
 
 from adamatch_ray.data import loading
 from adamatch_ray.data.ms_cxr import PhraseAnnotation, read_ms_cxr
-from adamatch_ray.engines.embedding import load_embedder
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.localizing import localize_phrases
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.storage import Root

@@ -6,22 +6,19 @@ holds no hints.
 """
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest
-from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
+from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
+from adamatch_ray.engines.loader import load_generation, load_instructions, load_vqgan
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
-from adamatch_ray.model_config import GenerationSettings, InstructionConfig, from_dict
-from adamatch_ray.models.llm import load_llm
+from adamatch_ray.model_config import GenerationSettings, InstructionConfig
 from adamatch_ray.specs import STAGES
 from adamatch_ray.storage import Root, Stage
 
@@ -70,24 +67,18 @@ class CycleEngine:
     @classmethod
     def load(cls, root: Root, device: str = "cpu", settings: GenerationSettings | None = None) -> "CycleEngine":
         """The models of a root's finished stages. ValueError names an unfinished one, or two that do not fit."""
-        vqgan_stage, tokens_stage, llm_stage = (root.stage(name) for name in ("vqgan", "tokens", "llm"))
-        vqgan_stage.require()
-        llm_stage.require()
-        _require_parents(tokens_stage, ("vqgan", "codebooks"))
-        with tempfile.TemporaryDirectory() as folder:
-            vqgan = load_pretrained(vqgan_stage.download("model", Path(folder) / "vqgan"))
-            dtype = "float32" if device == "cpu" else "auto"
-            llm = load_llm(llm_stage.download("model", Path(folder) / "llm"), dtype)
-        config = vqgan.config
-        llm.layout.check_cache(config.codes, (config.grid, config.grid), fingerprint(vqgan))
-        instructions = from_dict(InstructionConfig, json.loads(llm_stage.read_bytes("instructions.json")))
-        generation = GenerationEngine(llm.model, llm.tokenizer, llm.layout, device, settings, instructions)
+        for name in ("vqgan", "llm"):
+            root.stage(name).require()
+        _require_parents(root.stage("tokens"), ("vqgan", "codebooks"))
+        vqgan, generation = load_vqgan(root), load_generation(root, device, settings)
+        grid = (vqgan.config.grid, vqgan.config.grid)
+        generation.layout.check_cache(vqgan.config.codes, grid, fingerprint(vqgan))
         return cls(
             MatchingEngine.load(root, device),
             ImageTokenizer(vqgan, device),
             generation,
-            KeypatchTokens.load(tokens_stage),
-            instructions,
+            KeypatchTokens.load(root.stage("tokens")),
+            load_instructions(root),
         )
 
     @property

@@ -1,9 +1,7 @@
 """Images and reports to AdaMatch embeddings, batch in, batch out: used by validation, evaluation and matching."""
 
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.data import loading
 from adamatch_ray.model_config import TextEncoderConfig
-from adamatch_ray.models import adamatch, text_encoder
+from adamatch_ray.models import text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, ImageEmbeddings, TextEmbeddings
 from adamatch_ray.models.inputs import model_input
-from adamatch_ray.storage import Root, Stage
+from adamatch_ray.storage import Stage
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ class ReportWord(NamedTuple):
 class Embedder:
     """A frozen AdaMatch on its device."""
 
-    def __init__(self, model: AdaMatch, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-        self.model, self.tokenizer, self.device = model, tokenizer, device
+    def __init__(self, model: AdaMatch, tokenizer: PreTrainedTokenizerBase, device: str | torch.device) -> None:
+        self.device = torch.device(device)
+        self.model, self.tokenizer = model.to(self.device), tokenizer
 
     @torch.inference_mode()
     def images(self, canvas_BHW: np.ndarray) -> ImageEmbeddings:
@@ -64,15 +63,6 @@ class Embedder:
     def words(self, reports: Sequence[str]) -> list[list[ReportWord]]:
         """The words of each report that `reports` embeds, in reading order, punctuation included."""
         return word_spans(self.tokenizer, reports, self.model.sizes.text)
-
-
-def load_embedder(root: Root, device: str = "cpu") -> Embedder:
-    """The AdaMatch of a root. Raises ValueError naming its job while it is not trained."""
-    stage = root.stage("adamatch")
-    stage.require()
-    with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = adamatch.load(stage.download("model", Path(folder)))
-    return Embedder(model.to(device), tokenizer, torch.device(device))
 
 
 def word_spans(

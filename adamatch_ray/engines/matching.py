@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
-from adamatch_ray.engines.embedding import Embedder, ReportWord, load_embedder, whole_words
+from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.geometry import CanvasImage, box_iou
 from adamatch_ray.storage import Root
 

@@ -17,8 +17,9 @@ from adamatch_ray.data.loading import read_split
 from adamatch_ray.data.ms_cxr import read_ms_cxr
 from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.localizing import localize_phrases, localize_split
-from adamatch_ray.engines.matching import MatchingEngine, load_embedder
+from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.evaluation import cycle, headline, images, localization, reports, split
 from adamatch_ray.evaluation.image_meter import ImageMeter, MeterSettings, niqe_fits
 from adamatch_ray.evaluation.tables import csv_table

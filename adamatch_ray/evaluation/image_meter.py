@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adamatch_ray.data.images import BadImage, Pixels
 from adamatch_ray.data.predictions import Encoded, load_canvas
-from adamatch_ray.engines.classifying import DiseaseClassifier
+from adamatch_ray.engines.loader import load_classifier
 from adamatch_ray.metrics import extractors
 from adamatch_ray.metrics.niqe import BLOCK, NiqeParameters, niqe
 from adamatch_ray.storage import Root
@@ -49,7 +49,7 @@ class ImageMeter:
 
     def __init__(self, settings: MeterSettings) -> None:
         self.canvas, self.parameters = settings.canvas, settings.niqe
-        self.classifier = DiseaseClassifier.load(Root(settings.root), settings.device)
+        self.classifier = load_classifier(Root(settings.root), settings.device)
         self.name, self.dimensions = self.classifier.name, self.classifier.dimensions
         self.extractor: extractors.NamedExtractor | None = None
         if settings.extractor != "encoder":

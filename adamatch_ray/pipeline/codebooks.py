@@ -19,8 +19,9 @@ from torch import Tensor
 
 from adamatch_ray.codebooks import KEYPATCH_LIGHT, TextualCodebook, VisualCodebook, rank_entities, rank_keypatches
 from adamatch_ray.data.images import decode_png, encode_png
-from adamatch_ray.engines.embedding import Embedder, ReportWord, load_embedder, whole_words
+from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
 from adamatch_ray.engines.entities import denoting_words, finder_identity, open_finder, read_lexicon
+from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.geometry import Boxes, CanvasImage
 from adamatch_ray.schema import KEYPATCH
 from adamatch_ray.shards import MadeShard, identity_of, rows_of, write_shard

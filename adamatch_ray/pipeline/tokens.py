@@ -1,8 +1,6 @@
 """A shard of studies to a shard of image tokens, whole or not at all (docs/method.md 3; the `cache_tokens` job)."""
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from adamatch_ray.data.images import Pixels, decode_png
-from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint, load_pretrained
+from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint
+from adamatch_ray.engines.loader import load_vqgan
 from adamatch_ray.schema import TOKENS
 from adamatch_ray.shards import MadeShard, identity_of, rows_of, write_shard
 from adamatch_ray.storage import Root
@@ -40,9 +39,7 @@ class TokenCache:
         """Raises ValueError while `studies/` or `vqgan/` is unfinished. `threads` decode images."""
         stages = Root(root)
         self.studies, self.tokens = stages.stage("studies"), stages.stage("tokens")
-        stages.stage("vqgan").require()
-        with tempfile.TemporaryDirectory() as folder:
-            model = load_pretrained(stages.stage("vqgan").download("model", Path(folder)))
+        model = load_vqgan(stages)
         self.model = fingerprint(model)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.tokenizer = ImageTokenizer(model, device, batch_size=batch_size, dtype=dtype)

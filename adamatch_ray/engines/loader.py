@@ -1,0 +1,65 @@
+"""The models of a root's finished stages, each loaded alone: what a job, an actor or a replica of the service holds.
+
+Each function raises ValueError, naming the job, while its stage is unfinished.
+"""
+
+import json
+
+from safetensors.torch import load_file
+
+from adamatch_ray.engines.classifying import DiseaseClassifier
+from adamatch_ray.engines.embedding import Embedder
+from adamatch_ray.engines.generation import GenerationEngine
+from adamatch_ray.engines.image_tokens import ImageTokenizer
+from adamatch_ray.model_config import GenerationSettings, InstructionConfig, PVTConfig, from_dict
+from adamatch_ray.models import adamatch
+from adamatch_ray.models.llm import load_llm
+from adamatch_ray.models.pvt import PyramidVisionTransformer
+from adamatch_ray.models.vqgan import VQGAN
+from adamatch_ray.models.vqgan_io import load_pretrained
+from adamatch_ray.storage import Root
+
+
+def load_embedder(root: Root, device: str = "cpu") -> Embedder:
+    """AdaMatch with its tokenizer."""
+    stage = root.stage("adamatch")
+    stage.require()
+    with stage.local("model") as folder:
+        return Embedder(*adamatch.load(folder), device)
+
+
+def load_classifier(root: Root, device: str = "cpu") -> DiseaseClassifier:
+    """The disease classifier that pre-training the image encoder left in `encoder/`."""
+    stage = root.stage("encoder")
+    name = f"this run's disease classifier ({stage.require().fingerprint[:8]})"
+    with stage.local("model") as folder:
+        model = PyramidVisionTransformer(from_dict(PVTConfig, json.loads((folder / "config.json").read_text())))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    return DiseaseClassifier(model, name, device)
+
+
+def load_vqgan(root: Root) -> VQGAN:
+    """The VQ-GAN, in evaluation mode."""
+    stage = root.stage("vqgan")
+    stage.require()
+    with stage.local("model") as folder:
+        return load_pretrained(folder)
+
+
+def load_tokenizer(root: Root, device: str = "cpu") -> ImageTokenizer:
+    """The VQ-GAN as the engine that encodes and decodes canvases."""
+    return ImageTokenizer(load_vqgan(root), device)
+
+
+def load_instructions(root: Root) -> InstructionConfig:
+    """What the prompts of the language model held when it was tuned."""
+    return from_dict(InstructionConfig, json.loads(root.stage("llm").read_bytes("instructions.json")))
+
+
+def load_generation(root: Root, device: str = "cpu", settings: GenerationSettings | None = None) -> GenerationEngine:
+    """The language model with the instructions it was tuned on."""
+    stage = root.stage("llm")
+    stage.require()
+    with stage.local("model") as folder:  # bf16 is slower than fp32 on most CPUs
+        llm = load_llm(folder, "float32" if device == "cpu" else "auto")
+    return GenerationEngine(llm.model, llm.tokenizer, llm.layout, device, settings, load_instructions(root))
