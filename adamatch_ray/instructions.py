@@ -148,14 +148,8 @@ class InstructionBuilder:
         return list(ids)
 
 
-def instruction_texts() -> list[str]:
-    """Every fixed wording of a prompt: add them to a tokenizer's training texts, so that prompts stay short."""
-    fixed = [PREAMBLE, "Input:", "Keyword:", "Reference:"]
-    return fixed + [wording for wordings in INSTRUCTIONS.values() for wording in wordings]
-
-
 def prompt_phrases() -> list[str]:
-    """The same wordings as a prompt joins them: a tokenizer made for these prompts can hold each as one token."""
+    """Every fixed wording as a prompt joins it: a tokenizer made for these prompts can hold each as one token."""
     tasks = [_task(wording) for wordings in INSTRUCTIONS.values() for wording in wordings]
     return [_OPENING, *tasks, _KEYWORD, _REFERENCE, _GAP]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_cycle import instruction_texts
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -18,7 +19,7 @@ from transformers import (
 from adamatch_ray.engines import local_backend
 from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend, choose
-from adamatch_ray.instructions import InstructionBuilder, instruction_texts
+from adamatch_ray.instructions import InstructionBuilder
 from adamatch_ray.models import decoding
 from adamatch_ray.models.decoding import NeoXSession, TransformersSession, prefill
 from adamatch_ray.models.folded_neox import FoldedNeoX

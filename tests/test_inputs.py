@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adamatch_ray.models.inputs import boxes_from_crop, model_input, random_crops
+from adamatch_ray.models.inputs import model_input, random_crops
 
 CPU = torch.device("cpu")
 
@@ -35,15 +35,6 @@ def test_crops_follow_their_generator_and_vary() -> None:
     assert boxes[:, 0].std() > 0.02 and boxes[:, 1].std() > 0.02
 
 
-def test_boxes_in_a_crop_are_boxes_of_the_canvas() -> None:
-    crop = crops(5, 0.6)
-    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(5, 1, 4)
-    torch.testing.assert_close(boxes_from_crop(whole, crop)[:, 0], crop)
-    inside = torch.rand(5, 7, 4, generator=torch.Generator().manual_seed(3))
-    origin, size = crop[:, None, :2].repeat(1, 1, 2), (crop[:, None, 2:] - crop[:, None, :2]).repeat(1, 1, 2)
-    torch.testing.assert_close((boxes_from_crop(inside, crop) - origin) / size, inside)
-
-
 def test_a_bright_square_seen_in_a_crop_is_where_it_was_on_the_canvas() -> None:
     square = np.array([40, 60, 64, 80])
     canvas = np.zeros((6, 128, 128), np.uint8)
@@ -53,8 +44,8 @@ def test_a_bright_square_seen_in_a_crop_is_where_it_was_on_the_canvas() -> None:
     for b in range(6):
         rows, columns = seen[b].any(1).nonzero().flatten(), seen[b].any(0).nonzero().flatten()
         box = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / 112
-        found = boxes_from_crop(box.view(1, 1, 4), crop[b : b + 1]).flatten() * 128
-        np.testing.assert_allclose(found, square, atol=1.0)
+        origin, size = crop[b, :2].repeat(2), (crop[b, 2:] - crop[b, :2]).repeat(2)
+        np.testing.assert_allclose((box * size + origin) * 128, square, atol=1.0)
 
 
 def test_the_whole_canvas_keeps_its_grey_levels() -> None:

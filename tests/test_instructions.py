@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from tiny_cycle import instruction_texts
 from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.instructions import (
@@ -16,7 +17,6 @@ from adamatch_ray.instructions import (
     InstructionBuilder,
     InstructionConfig,
     Overlength,
-    instruction_texts,
     pack,
 )
 from adamatch_ray.models.llm import LLMConfig, build_llm, layout_of

@@ -15,7 +15,7 @@ from torch import Tensor
 from adamatch_ray.ops import late_interaction as module
 from adamatch_ray.ops import native
 from adamatch_ray.ops.compile import CompilerUnavailable, compiled
-from adamatch_ray.ops.late_interaction import Backend, late_interaction, matched_pairs, naive
+from adamatch_ray.ops.late_interaction import Backend, late_interaction, naive
 from adamatch_ray.ops.ragged import Result, Side
 from benchmarks.late_interaction import Case, compare
 
@@ -267,26 +267,6 @@ def test_nan_is_not_hidden(backend: Backend) -> None:
     scores = late_interaction(patch, word, mask, backend=backend)
     assert scores.image_to_text_IJ[1].isnan().all()
     assert scores.image_to_text_IJ[[0, 2]].isfinite().all() and scores.text_to_image_JI[:, [0, 2]].isfinite().all()
-
-
-def test_matched_pairs_explain_the_diagonal() -> None:
-    patch, word, mask = batch(4, 4, 10, 7, 8)
-    patch_mask = torch.ones(4, 10, dtype=torch.bool)
-    patch_mask[2, :5] = False
-    found = matched_pairs(patch, word, mask, patch_mask)
-    scores = naive(patch, word, mask, patch_mask)
-    for b in range(4):
-        words, patches = mask[b], patch_mask[b]
-        assert found.word_score_BN[b, words].mean() == pytest.approx(float(scores.text_to_image_JI[b, b]), abs=1e-5)
-        assert found.patch_score_BP[b, patches].mean() == pytest.approx(float(scores.image_to_text_IJ[b, b]), abs=1e-5)
-        best = found.word_patch_BN[b, words]
-        torch.testing.assert_close((patch[b, best] * word[b, words]).sum(1), found.word_score_BN[b, words])
-        best = found.patch_word_BP[b, patches]
-        torch.testing.assert_close((word[b, best] * patch[b, patches]).sum(1), found.patch_score_BP[b, patches])
-    assert (found.word_patch_BN[~mask] == -1).all() and (found.patch_word_BP[~patch_mask] == -1).all()
-    assert (found.word_score_BN[~mask] == -torch.inf).all()
-    with pytest.raises(ValueError, match="as many images as reports"):
-        matched_pairs(patch[:3], word, mask)
 
 
 def test_without_a_compiler_torch_is_used_and_said_once(

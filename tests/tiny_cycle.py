@@ -21,7 +21,7 @@ from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.engines.image_tokens import fingerprint, save_pretrained
 from adamatch_ray.engines.keypatch_tokens import FILE, keypatch_tokens
 from adamatch_ray.geometry import Geometry
-from adamatch_ray.instructions import instruction_texts
+from adamatch_ray.instructions import INSTRUCTIONS, PREAMBLE
 from adamatch_ray.model_config import InstructionConfig, LLMConfig, VQGANConfig, to_json
 from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.llm import build_llm, save_llm
@@ -154,3 +154,9 @@ def _add_tokens(stages: Root, model: VQGAN) -> None:
     stage.write_bytes(FILE, buffer.getvalue())
     parents = {"vqgan": "vqgan-0", "codebooks": "codebooks-tiny"}
     stage.commit(Manifest("tokens", "tokens-tiny", {}, parents, {}, files, {"model": fingerprint(model)}))
+
+
+def instruction_texts() -> list[str]:
+    """Every fixed wording of a prompt: a tokenizer trained on them keeps prompts short."""
+    fixed = [PREAMBLE, "Input:", "Keyword:", "Reference:"]
+    return fixed + [wording for wordings in INSTRUCTIONS.values() for wording in wordings]

@@ -69,25 +69,6 @@ def bootstrap_sums(
     return _intervals(value_F, np.concatenate(parts), level)
 
 
-def bootstrap_indices(
-    studies: int,
-    statistic: Callable[[NDArray[np.int64]], float],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Interval of any figure: `statistic` gets the drawn study numbers, shape (S,), with repetitions.
-
-    For figures that are not functions of sums (FID, medians). Costs one evaluation of `statistic` a resample.
-    """
-    _check((studies, 1), resamples, level)
-    rng = np.random.default_rng(seed)
-    figures = [statistic(rng.integers(0, studies, size=studies)) for _ in range(resamples)]
-    value = np.array([statistic(np.arange(studies))])
-    return _intervals(value, np.array(figures)[:, None], level)[0]
-
-
 def _check(shape: tuple[int, ...], resamples: int, level: float) -> int:
     if len(shape) != 2 or shape[0] == 0:
         raise ValueError(f"a bootstrap needs one row for each of at least one study, not a table of shape {shape}")

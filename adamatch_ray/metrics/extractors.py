@@ -7,24 +7,11 @@ that `torch.load(weights_only=True)` accepts).
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-class FeatureExtractor(Protocol):
-    """Grayscale uint8 images (B, H, W) to features (B, D)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dimensions(self) -> int: ...
-
-    def __call__(self, images_BHW: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fréchet distance of generated to real X-rays (paper, Table 3), streamed and mergeable over workers.
+"""Fréchet distance of generated to real X-rays (paper, Table 3), streamed.
 
 The number depends on the feature extractor more than on the images, so a result carries its extractor's name. The
 published 1.09 is over 1,024 features of a chest-X-ray DenseNet-121, not over Inception.
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 class FeatureStatistics:
-    """Running mean and scatter of feature vectors in float64: constant memory, any batch size, any merge order.
+    """Running mean and scatter of feature vectors in float64: constant memory, any batch size.
 
     `scatter_DD` is the sum of outer products about the mean, which stays accurate where raw second moments cancel.
     """
@@ -35,21 +35,11 @@ class FeatureStatistics:
         if len(features):
             mean_D = features.mean(axis=0)
             centred = features - mean_D
-            self._add(len(features), mean_D, centred.T @ centred)
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Add what another worker has seen."""
-        if other.mean_D.shape != self.mean_D.shape:
-            raise ValueError(f"cannot merge {len(other.mean_D)} feature dimensions into {len(self.mean_D)}")
-        if other.count:
-            self._add(other.count, other.mean_D, other.scatter_DD)
-
-    def _add(self, count: int, mean_D: Array, scatter_DD: Array) -> None:
-        total = self.count + count
-        step_D = mean_D - self.mean_D
-        self.scatter_DD = self.scatter_DD + scatter_DD + np.outer(step_D, step_D) * (self.count * count / total)
-        self.mean_D = self.mean_D + step_D * (count / total)
-        self.count = total
+            total, step_D = self.count + len(features), mean_D - self.mean_D
+            between_DD = np.outer(step_D, step_D) * (self.count * len(features) / total)
+            self.scatter_DD = self.scatter_DD + centred.T @ centred + between_DD
+            self.mean_D = self.mean_D + step_D * (len(features) / total)
+            self.count = total
 
     @property
     def covariance_DD(self) -> Array:
@@ -61,13 +51,6 @@ class FeatureStatistics:
     def save(self, path: Path | str) -> None:
         """Write an .npz file without pickled objects."""
         np.savez(Path(path), count=np.array(self.count), mean=self.mean_D, scatter=self.scatter_DD)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "FeatureStatistics":
-        with np.load(Path(path), allow_pickle=False) as stored:
-            found = cls(len(stored["mean"]))
-            found.count, found.mean_D, found.scatter_DD = int(stored["count"]), stored["mean"], stored["scatter"]
-        return found
 
 
 def collect(batches_BD: Iterable[NDArray[np.floating]], dimensions: int) -> FeatureStatistics:

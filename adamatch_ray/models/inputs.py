@@ -31,12 +31,6 @@ def random_crops(count: int, smallest_area: float, generator: torch.Generator) -
     return torch.stack([left, top, left + width, top + height], 1)
 
 
-def boxes_from_crop(boxes_BP4: Tensor, crop_B4: Tensor) -> Tensor:
-    """Unit boxes within a crop as unit boxes of the canvas it was taken from."""
-    origin, size = crop_B4[:, None, :2], crop_B4[:, None, 2:] - crop_B4[:, None, :2]
-    return boxes_BP4 * size.repeat(1, 1, 2) + origin.repeat(1, 1, 2)
-
-
 def _crop_grid(crop_B4: Tensor, size: int) -> Tensor:
     step = (torch.arange(size, device=crop_B4.device) + 0.5) / size
     x0, y0, x1, y1 = (crop_B4[:, i, None] for i in range(4))

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from adamatch_ray.model_config import PVTConfig
 from adamatch_ray.models.adapatch import EMBED_EPS, AdaPatch, PatchEmbed, cell_boxes
@@ -127,7 +126,6 @@ class Stage(nn.Module):
             Block(dim, mixer(), config.mlp_ratios[i], drop_step * block) for block in range(before, before + blocks)
         )
         self.blocks.apply(init_linear)
-        self.grad_checkpointing = False
 
     def forward(self, x_BCHW: Tensor, cls_token: Tensor | None = None) -> tuple[StageOutput, Tensor | None]:
         """Map [B, C, H, W] to the stage's output and, where a class token goes in, that token [B, C]."""
@@ -143,7 +141,7 @@ class Stage(nn.Module):
         if cls_token is not None:
             x = torch.cat([(cls_token + self.position[:, :1]).expand(len(x), -1, -1), local], dim=1)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+            x = block(x)
         return StageOutput(x[:, extra:], boxes, fixed, local), x[:, 0] if extra else None
 
 
@@ -199,12 +197,6 @@ class PyramidVisionTransformer(nn.Module):
         if not 1 <= last_stage <= STAGES:
             raise ValueError(f"last_stage must be 1 to {STAGES}; got {last_stage}")
         return self._run(image_BCHW, last_stage)[0]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
 
     def _run(self, image_BCHW: Tensor, last_stage: int) -> tuple[list[StageOutput], Tensor | None]:
         size = (self.config.in_channels, self.config.image_size, self.config.image_size)

@@ -34,18 +34,6 @@ class LateInteraction(NamedTuple):
     text_to_image_JI: Tensor
 
 
-class Matches(NamedTuple):
-    """Within each image-report pair, where every word and every patch finds its best counterpart.
-
-    Padding words and patches have index -1 and score -inf.
-    """
-
-    word_patch_BN: Tensor
-    word_score_BN: Tensor
-    patch_word_BP: Tensor
-    patch_score_BP: Tensor
-
-
 def late_interaction(
     patch_IPD: Tensor,
     word_JND: Tensor,
@@ -100,31 +88,6 @@ def naive(
     image_to_text = patch_IJP.sum(2) / patch_mask_IP.sum(1)[:, None]
     text_to_image = word_IJN.sum(2) / word_mask_JN.sum(1)
     return LateInteraction(image_to_text, text_to_image.T)
-
-
-@torch.no_grad()
-def matched_pairs(
-    patch_BPD: Tensor, word_BND: Tensor, word_mask_BN: Tensor, patch_mask_BP: Tensor | None = None
-) -> Matches:
-    """Image b against report b only: the explanation behind a score, not differentiable. Ties as in eqs. 5-6.
-
-    Indices count positions in the given tensors, padding included. Takes B x P x N floats of memory.
-    """
-    _check(patch_BPD, word_BND, word_mask_BN, patch_mask_BP)
-    if len(patch_BPD) != len(word_BND):
-        raise ValueError(f"pairs need as many images as reports, got {len(patch_BPD)} and {len(word_BND)}")
-    if patch_mask_BP is None:
-        patch_mask_BP = patch_BPD.new_ones(patch_BPD.shape[:2], dtype=torch.bool)
-    dtype = torch.promote_types(patch_BPD.dtype, torch.float32)
-    with torch.autocast(patch_BPD.device.type, enabled=False):
-        score_BPN = patch_BPD.to(dtype) @ word_BND.to(dtype).mT
-    valid_BPN = patch_mask_BP[:, :, None] & word_mask_BN[:, None, :]
-    score_BPN.masked_fill_(~valid_BPN, -torch.inf)
-    patch, word = score_BPN.max(1), score_BPN.max(2)
-    no_patch, no_word = ~valid_BPN.any(1), ~valid_BPN.any(2)
-    return Matches(
-        patch.indices.masked_fill(no_patch, -1), patch.values, word.indices.masked_fill(no_word, -1), word.values
-    )
 
 
 class _LateInteraction(torch.autograd.Function):
