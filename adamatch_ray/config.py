@@ -29,6 +29,8 @@ from adamatch_ray.model_config import (
     VQLossConfig,
     option,
 )
+from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, LoRAConfig, VQGANTrain
+from adamatch_ray.training_config import TrainConfig as TrainConfig
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
 Table = Literal["retrieval", "reports", "images", "localization", "cycle"]
@@ -60,32 +62,10 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a model is fitted; batch size is per worker."""
-
-    epochs: int = option(15, "passes over the train split")
-    max_steps: int = option(0, "stop after so many optimiser steps (0: after the epochs)")
-    batch_size: int = option(112, "studies per worker and step")
-    optimizer: Literal["lamb", "adamw"] = option("lamb", "optimiser")
-    lr: float = option(6e-3, "peak learning rate")
-    box_lr: float = option(1.0, "learning rate of what places adaptive patches, as a share of that of the rest")
-    weight_decay: float = option(3e-2, "weight decay (none on biases, norms, position embeddings, temperature)")
-    warmup: float = option(0.25, "share of the steps with rising learning rate; cosine decay follows")
-    clip: float = option(0.0, "largest gradient norm (0: no clipping besides the optimiser's own)")
-    released_lamb: bool = option(False, "LAMB as in the authors' code: eps 1e-4, no bias correction, always adapt")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 on GPUs, fp32 on CPUs")
-    threads: int = option(0, "CPU threads of a worker without a GPU (0: its share of the machine's cores)")
-    crop: float = option(0.8, "smallest area of the random resized crop in training (1: no crop)")
-    seed: int = option(0, "seed of initial weights, order of studies and crops")
-    checkpoint_steps: int = option(0, "also save every so many steps (0: at the end of each epoch only)")
-    validate_epochs: int = option(1, "score the validate split every so many epochs (the last always)")
-
-
-@dataclass(frozen=True)
 class EncoderStage:
     """Disease classification that pre-trains the image encoder (docs/method.md 1.1)."""
 
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: ImageTrain = field(default_factory=ImageTrain)
     uncertain: Literal["mask", "positive", "negative"] = option("mask", "what an uncertain label (-1) counts as")
     blank: Literal["mask", "negative"] = option("negative", "what a label that is not mentioned counts as")
     init: str = option("", "published PVT/DPT state dict to start from (.pth)")
@@ -96,7 +76,7 @@ class AdaMatchStage(AdaMatchConfig):
     """AdaMatch and its training (docs/method.md 1)."""
 
     init: str = option("encoder", "image weights: encoder (that stage), none, or a published PVT/DPT file (.pth)")
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: ImageTrain = field(default_factory=ImageTrain)
 
 
 @dataclass(frozen=True)
@@ -113,20 +93,6 @@ class CodebooksConfig:
     keypatches: int = option(20_000, "entries of the visual codebook: the most similar word-patch pairs")
     per_word: int = option(500, "most entries of the visual codebook for one word")
     batch_size: int = option(64, "studies embedded at once")
-
-
-@dataclass(frozen=True)
-class VQGANTrain(TrainConfig):
-    """How the VQ-GAN is fitted; the paper takes a trained one, so these defaults are the project's own."""
-
-    epochs: int = option(20, "passes over the train split")
-    batch_size: int = option(8, "studies per worker and step")
-    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser of both networks")
-    lr: float = option(1e-4, "peak learning rate of both networks")
-    weight_decay: float = option(0.0, "weight decay (none on biases and norms)")
-    warmup: float = option(0.02, "share of the steps with rising learning rate; cosine decay follows")
-    crop: float = option(1.0, "smallest area of the random resized crop in training (1: no crop)")
-    beta1: float = option(0.5, "decay of the optimisers' first moment; the second's is 0.9")
 
 
 @dataclass(frozen=True)
@@ -155,40 +121,6 @@ class TokensConfig:
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16 is quicker on a GPU and changes some tokens")
     batch_size: int = option(0, "images that go through the model at once (0: 1 on a CPU, 64 on a GPU)")
     keypatches: bool = option(True, "also the tokens of the visual codebook's keypatches (needs codebooks/)")
-
-
-@dataclass(frozen=True)
-class LLMTrain(TrainConfig):
-    """How the language model is tuned (docs/method.md 4); batch size counts records, both directions mixed."""
-
-    epochs: int = option(5, "passes over the train split")
-    batch_size: int = option(24, "records per worker and step")
-    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser")
-    lr: float = option(5e-6, "peak learning rate")
-    weight_decay: float = option(0.0, "weight decay")
-    warmup: float = option(0.03, "share of the steps with rising learning rate; cosine decay follows")
-    clip: float = option(1.0, "largest gradient norm")
-    max_minutes: float = option(0.0, "stop after so many minutes, at the end of a step (0: no limit)")
-    muon_lr: float = option(0.0, "peak learning rate of the layers' matrices under Muon (0: AdamW for all weights)")
-
-
-@dataclass(frozen=True)
-class DeepSpeedConfig:
-    """How DeepSpeed spreads the model over the workers (docs/method.md 4)."""
-
-    stage: Literal[0, 1, 2, 3] = option(2, "ZeRO stage: 1 splits optimiser states, 2 gradients too, 3 weights too")
-    offload_optimizer: Literal["none", "cpu"] = option("none", "where optimiser states are kept")
-    offload_weights: Literal["none", "cpu"] = option("none", "where weights are kept (stage 3)")
-    accumulate: int = option(1, "steps whose gradients are summed before the weights move")
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters instead of all weights, for one GPU (peft); merged when the model is exported."""
-
-    rank: int = option(0, "rank of the adapters (0: all weights are tuned)")
-    alpha: float = option(16.0, "scale of the adapters")
-    dropout: float = option(0.05, "dropout of the adapters")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """The run configuration and the command line: what users may say, and the one line they get when it is wrong."""
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from reach import attributes
+from reach import parse as parse_module
 
 from adamatch_ray.cli import one_line, parse_command_line, run_as_command
 from adamatch_ray.config import PRESETS, RunConfig, describe, load_config, section, to_yaml
+from adamatch_ray.specs import STAGES
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 
@@ -308,3 +313,40 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in values.items():
         found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return found
+
+
+PLANNING = ("adamatch_ray.stage_plans", "adamatch_ray.planning", "adamatch_ray.plan", "adamatch_ray.config")
+"""Modules that look at an option without doing what it says."""
+
+
+def readers(name: str) -> list[str]:
+    """Jobs that a section of the configuration is for."""
+    jobs = [spec.job for spec in STAGES.values() if name in spec.sections]
+    return jobs or {"gallery": ["draw_gallery"], "scale": [spec.job for spec in STAGES.values()]}[name]
+
+
+def summed_up(names: set[str]) -> set[str]:
+    """Options behind these names, where a name is a method or property of a section."""
+    parsed = [parse_module("adamatch_ray.config"), parse_module("adamatch_ray.model_config")]
+    classes = [node for module in parsed if module for node in module.definitions.values()]
+    methods = [m for node in classes for m in ast.walk(node) if isinstance(m, ast.FunctionDef) and m.name in names]
+    return {part.attr for method in methods for part in ast.walk(method) if isinstance(part, ast.Attribute)}
+
+
+def unread(leaves: Iterable[str]) -> list[str]:
+    """Options, as `section.field`, that no code reads which the section's own jobs reach."""
+    read: dict[str, set[str]] = {}
+    for name in {leaf.split(".")[0] for leaf in leaves}:
+        read[name] = set().union(*(attributes(f"jobs.{job}", ["main"], PLANNING) for job in readers(name)))
+        read[name] |= summed_up(read[name])
+    return [leaf for leaf in leaves if leaf.split(".")[-1] not in read[leaf.split(".")[0]]]
+
+
+def test_every_option_is_read_by_a_job_that_it_is_for() -> None:
+    assert not unread([name for name, *_ in describe()])
+
+
+@pytest.mark.parametrize("planted", ["data.planted", "llm.train.crop", "llm.train.box_lr", "vqgan.train.beams"])
+def test_an_option_that_nothing_reads_is_found(planted: str) -> None:
+    """Even one that another section has and reads."""
+    assert unread([planted, "llm.train.lr"]) == [planted]

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"config", "cli", "model_config", "schema", "geometry"})
-    | {"files", "specs", "storage", "lease", "__init__"},
+    frozenset({"config", "training_config", "model_config", "cli", "schema", "geometry", "__init__"})
+    | {"files", "specs", "storage", "lease"},
     frozenset({"cluster", "shards"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
     frozenset({"counting", "plan", "stage_plans", "stage"}),

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from adamatch_ray.config import TrainConfig
 from adamatch_ray.models import adamatch
 from adamatch_ray.train.optim import build_optimizer, clip_gradients, lr_at, peak_lr, set_lr
+from adamatch_ray.training_config import ImageTrain
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_half_cosine() -> None:
@@ -34,7 +34,7 @@ def test_biases_norms_positions_and_temperature_are_not_decayed(
     tiny_sizes: adamatch.AdaMatchSizes, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = adamatch.build(tiny_sizes, tokenizer).requires_grad_(True)  # the stage behind the matched one too
-    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.03), 256)
+    optimizer = build_optimizer(model, ImageTrain(weight_decay=0.03), 256)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, kept = (
         {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] == rate for p in group["params"]}
@@ -52,25 +52,25 @@ def test_biases_norms_positions_and_temperature_are_not_decayed(
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    optimizer = build_optimizer(model, TrainConfig(), 8)
+    optimizer = build_optimizer(model, ImageTrain(), 8)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
 
 
 def test_the_released_run_changes_lamb_and_scales_the_rate() -> None:
     model = nn.Linear(3, 3)
-    paper = build_optimizer(model, TrainConfig(), 1024).param_groups[0]
-    released = build_optimizer(model, TrainConfig(released_lamb=True), 1024).param_groups[0]
+    paper = build_optimizer(model, ImageTrain(), 1024).param_groups[0]
+    released = build_optimizer(model, ImageTrain(released_lamb=True), 1024).param_groups[0]
     assert (paper["lr"], paper["betas"], paper["bias_correction"]) == (6e-3, (0.9, 0.999), True)
     assert (released["eps"], released["bias_correction"]) == (1e-4, False)
     assert released["max_grad_norm"] is None and released["always_adapt"] is True
     assert released["lr"] == pytest.approx(6e-3 * 2)
-    assert peak_lr(TrainConfig(released_lamb=True), 64) == pytest.approx(3e-3)
-    assert isinstance(build_optimizer(model, TrainConfig(optimizer="adamw"), 8), torch.optim.AdamW)
+    assert peak_lr(ImageTrain(released_lamb=True), 64) == pytest.approx(3e-3)
+    assert isinstance(build_optimizer(model, ImageTrain(optimizer="adamw"), 8), torch.optim.AdamW)
 
 
 def test_setting_the_rate_reaches_every_group_and_moves_weights_by_it() -> None:
     model = nn.Linear(4, 4)
-    optimizer = build_optimizer(model, TrainConfig(), 8)
+    optimizer = build_optimizer(model, ImageTrain(), 8)
     set_lr(optimizer, 0.0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
     before = model.weight.detach().clone()
@@ -100,7 +100,7 @@ def test_what_places_adaptive_patches_learns_at_its_share_of_the_rate(
     tiny_sizes: adamatch.AdaMatchSizes, tokenizer: PreTrainedTokenizerBase, name: Any
 ) -> None:
     model = adamatch.build(tiny_sizes, tokenizer)
-    optimizer = build_optimizer(model, TrainConfig(optimizer=name, box_lr=0.1), 8)
+    optimizer = build_optimizer(model, ImageTrain(optimizer=name, box_lr=0.1), 8)
     set_lr(optimizer, 2e-3)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     slow = {names[id(p)] for group in optimizer.param_groups if group["lr"] < 2e-3 for p in group["params"]}

@@ -6,7 +6,7 @@ import torch
 from timm.optim import Lamb
 from torch import nn
 
-from adamatch_ray.config import TrainConfig
+from adamatch_ray.training_config import ImageTrain, TrainConfig
 
 PLACING = (".patch_embed.predictor.", ".patch_embed.offsets.", ".patch_embed.size_bias")
 """Parameters that decide where adaptive patches lie (eqs. 1 and 2)."""
@@ -18,20 +18,21 @@ def build_optimizer(model: nn.Module, train: TrainConfig, global_batch_size: int
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or "cls_token" in name or ".position" in name
-            share = train.box_lr if any(part in name for part in PLACING) else 1.0
+            share = train.box_lr if isinstance(train, ImageTrain) and any(part in name for part in PLACING) else 1.0
             groups.setdefault((0.0 if plain else train.weight_decay, share), []).append(parameter)
     listed = [{"params": found, "weight_decay": decay, "share": share} for (decay, share), found in groups.items()]
     lr = peak_lr(train, global_batch_size)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(listed, lr=lr, fused=True)
-    if train.released_lamb:
+    if isinstance(train, ImageTrain) and train.released_lamb:
         return Lamb(listed, lr=lr, eps=1e-4, bias_correction=False, max_grad_norm=None, always_adapt=True)
     return Lamb(listed, lr=lr)
 
 
 def peak_lr(train: TrainConfig, global_batch_size: int) -> float:
     """The highest learning rate; the released code scales it with the square root of batch / 256."""
-    return train.lr * math.sqrt(global_batch_size / 256) if train.released_lamb else train.lr
+    released = isinstance(train, ImageTrain) and train.released_lamb
+    return train.lr * math.sqrt(global_batch_size / 256) if released else train.lr
 
 
 def lr_at(step: float, total: int, warmup: float) -> float:
