@@ -55,6 +55,7 @@ class Service:
 def add_routes(app: FastAPI, service: Service) -> None:
     """Put every endpoint of the API on the application."""
     _add_generation(app, service)
+    _add_cycle(app, service)
     _add_matching(app, service)
     _add_information(app, service)
 
@@ -94,6 +95,10 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         if request.headers.get("accept", "").startswith(_PNG):
             return Response(base64.b64decode(drawn.png), media_type=_PNG)
         return drawn
+
+
+def _add_cycle(app: FastAPI, service: Service) -> None:
+    ask, limit = service.composition, service.settings.max_report_chars
 
     @app.post(
         "/v1/cycle",

@@ -315,7 +315,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-PLANNING = ("adamatch_ray.stage_plans", "adamatch_ray.planning", "adamatch_ray.plan", "adamatch_ray.config")
+PLANNING = ("adamatch_ray.stage_plans", "adamatch_ray.plan", "adamatch_ray.counting", "adamatch_ray.config")
 """Modules that look at an option without doing what it says."""
 
 
