@@ -98,15 +98,15 @@ def _process() -> dict[str, Any]:
     return {"host": platform.node(), "machine": " ".join(marks), "pid": os.getpid()}
 
 
-def _is_dead(found: dict[str, Any]) -> bool:
+def _is_dead(holder: dict[str, Any]) -> bool:
     """True only for a process of this very machine that has ended, or for an earlier attempt of this process."""
     here = _process()
-    if found.get("machine") != here["machine"]:
+    if holder.get("machine") != here["machine"]:
         return False
-    if found["pid"] == here["pid"]:
+    if holder["pid"] == here["pid"]:
         return True
     try:
-        os.kill(found["pid"], 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -121,14 +121,14 @@ def _text(holder: dict[str, Any], count: int) -> bytes:
 def _parse(text: str) -> dict[str, Any]:
     """The lease as it was read; nothing of one that is just being written."""
     try:
-        found: dict[str, Any] = json.loads(text)
+        holder: dict[str, Any] = json.loads(text)
     except json.JSONDecodeError:
         return {}
-    return found
+    return holder
 
 
-def _name(found: dict[str, Any]) -> str:
-    return f"run '{found.get('run', '?')}' on {found.get('host', '?')}, process {found.get('pid', '?')}"
+def _name(holder: dict[str, Any]) -> str:
+    return f"run '{holder.get('run', '?')}' on {holder.get('host', '?')}, process {holder.get('pid', '?')}"
 
 
 def _refusal(stage: Stage, text: str) -> str:

@@ -38,14 +38,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     words = textual.provenance["words"]
     sizes = options.keypatches, options.per_word, options.batch_size
     patches = partial(KeypatchCandidates, run.root.uri, words, *sizes, device)
-    found = list(spread(files, patches, scale, "keypatches"))
-    visual = _visual(run, found, textual)
+    ranked = list(spread(files, patches, scale, "keypatches"))
+    visual = _visual(run, ranked, textual)
     run.stage.keep_only({"textual.json", "textual.safetensors", "visual.parquet"})
     figures = {
         "top": _show(textual),
         "groups": dict(Counter(entity.group for entity in textual.entities)),
         "words": len(set(visual.table["word"].to_pylist())),
-        "reused": sum(shard.reused for shard in (*counted, *found)),
+        "reused": sum(shard.reused for shard in (*counted, *ranked)),
     }
     return run.finish(figures, {"keywords": len(textual), "keypatches": len(visual)})
 
@@ -75,13 +75,13 @@ def _textual(run: StageRun, counted: Sequence["MadeShard"]) -> "TextualCodebook"
     return codebook
 
 
-def _visual(run: StageRun, found: Sequence["MadeShard"], textual: "TextualCodebook") -> "VisualCodebook":
+def _visual(run: StageRun, ranked: Sequence["MadeShard"], textual: "TextualCodebook") -> "VisualCodebook":
     from adamatch_ray.pipeline.codebooks import merge_candidates
 
     options = run.config.codebooks
     codebook = merge_candidates(
         run.stage,
-        sorted(shard.file for shard in found),
+        sorted(shard.file for shard in ranked),
         textual.model,
         textual.feature_KD.shape[1],
         keypatches=options.keypatches,

@@ -24,8 +24,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     scale, options = run.config.scale, run.config.tokens
     device = "cuda" if scale.gpu else "cpu"
     maker = partial(TokenCache, run.root.uri, device, precision=options.precision, batch_size=options.batch_size)
-    made = list(spread(sorted(wanted), maker, scale, "tokens"))
-    files = {shard.file: shard.rows for shard in made}
+    shards = list(spread(sorted(wanted), maker, scale, "tokens"))
+    files = {shard.file: shard.rows for shard in shards}
     if files != wanted:
         raise RuntimeError(f"tokens have {sum(files.values())} rows where the studies have {sum(wanted.values())}")
     keypatches = _keypatches(run) if run.config.tokens.keypatches else 0
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     for name, rows in files.items():
         splits[name.split("/")[0]] += rows
     counts = {**{split: splits[split] for split in ("train", "validate", "test")}, "images": splits.total()}
-    figures = {"shards": len(files), "reused": sum(shard.reused for shard in made), "keypatches": keypatches}
+    figures = {"shards": len(files), "reused": sum(shard.reused for shard in shards), "keypatches": keypatches}
     return run.finish(figures, counts, dict(sorted(files.items())))
 
 

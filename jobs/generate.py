@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     statuses: dict[str, Counter[str]] = {shard.direction: Counter() for shard in shards}
     files: dict[str, int] = {}
     reused, busy = 0, 0.0
-    for made in spread(shards, maker, scale, "generations"):
-        files[made.file] = made.rows
-        statuses[made.file.split("/")[0]].update(made.counts)
-        reused, busy = reused + made.reused, busy + made.seconds
+    for shard in spread(shards, maker, scale, "generations"):
+        files[shard.file] = shard.rows
+        statuses[shard.file.split("/")[0]].update(shard.counts)
+        reused, busy = reused + shard.reused, busy + shard.seconds
     missing = {shard.file: shard.rows for shard in shards}.items() - files.items()
     if missing or len(files) != len(shards):
         raise RuntimeError(f"{len(missing)} of {len(shards)} shards are not as planned, such as {sorted(missing)[:1]}")

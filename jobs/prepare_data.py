@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     files: dict[str, int] = {}
     accepted: Counter[str] = Counter()
     maker = partial(preparing.StudyShards, config, run.root.uri)
-    for made in spread(shards, maker, run.config.scale, "studies", models=False):
-        files[made.file] = made.rows
-        accepted[made.file.split("/")[0]] += made.rows
-        reasons.update(made.counts)
+    for shard in spread(shards, maker, run.config.scale, "studies", models=False):
+        files[shard.file] = shard.rows
+        accepted[shard.file.split("/")[0]] += shard.rows
+        reasons.update(shard.counts)
     if not accepted.total():
         raise ValueError(f"no study could be used; reasons: {dict(reasons.most_common(5))}")
     assert accepted.total() + reasons.total() == seen, (accepted, reasons, seen)

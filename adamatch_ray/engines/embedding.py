@@ -74,7 +74,7 @@ def word_spans(
     lowered = [report.lower() for report in reports]
     batch = tokenizer(lowered, truncation=True, max_length=config.max_tokens, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    found = []
+    words: list[list[ReportWord]] = []
     for report, lower, ids, offsets in zip(reports, lowered, batch["input_ids"], batch["offset_mapping"], strict=True):
         groups: list[list[int]] = []
         for row, piece in enumerate(tokenizer.convert_ids_to_tokens(ids)):
@@ -86,8 +86,8 @@ def word_spans(
                 groups.append([row])
         # Lower case of a few letters beyond ASCII is longer than they are; places are then those of the lower case.
         text = report if len(report) == len(lower) else lower
-        found.append([_report_word(text, offsets, rows, n, config.unit) for n, rows in enumerate(groups)])
-    return found
+        words.append([_report_word(text, offsets, rows, n, config.unit) for n, rows in enumerate(groups)])
+    return words
 
 
 def _report_word(text: str, offsets: list[tuple[int, int]], rows: list[int], number: int, unit: str) -> ReportWord:

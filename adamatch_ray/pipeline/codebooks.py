@@ -49,10 +49,10 @@ class EntityCounts:
         if (rows := rows_of(self.target, name, identity)) is not None:
             return MadeShard(name, rows, reused=True)
         table = pq.read_table(f"{self.studies.path}/{file}", columns=["report"], filesystem=self.studies.filesystem)
-        counts = Counter(entity for found in self.finder.find(table["report"].to_pylist()) for entity in found)
-        found = [{"text": text, "group": group, "count": count} for (text, group), count in sorted(counts.items())]
-        write_shard(self.target, name, pa.Table.from_pylist(found, schema=_COUNTS), identity)
-        return MadeShard(name, len(found), reused=False)
+        counts = Counter(entity for entities in self.finder.find(table["report"].to_pylist()) for entity in entities)
+        counted = [{"text": text, "group": group, "count": count} for (text, group), count in sorted(counts.items())]
+        write_shard(self.target, name, pa.Table.from_pylist(counted, schema=_COUNTS), identity)
+        return MadeShard(name, len(counted), reused=False)
 
 
 class KeypatchCandidates:
@@ -93,15 +93,15 @@ class KeypatchCandidates:
 
     def table(self, studies: Sequence[Mapping[str, Any]]) -> pa.Table:
         """The ranked KEYPATCH rows of studies, no more than the codebook may hold."""
-        found = [
+        candidates = [
             candidate
             for start in range(0, len(studies), self.batch_size)
             for candidate in self._of_batch(studies[start : start + self.batch_size])
         ]
-        light = pa.Table.from_pylist([candidate.row for candidate in found], schema=KEYPATCH_LIGHT)
-        numbered = light.append_column("number", pa.array(range(len(found)), pa.int64()))
+        light = pa.Table.from_pylist([candidate.row for candidate in candidates], schema=KEYPATCH_LIGHT)
+        numbered = light.append_column("number", pa.array(range(len(candidates)), pa.int64()))
         ranked = rank_keypatches(numbered, self.keypatches, self.per_word)
-        kept = [found[number] for number in ranked["number"].to_pylist()]
+        kept = [candidates[number] for number in ranked["number"].to_pylist()]
         columns = {name: ranked[name] for name in KEYPATCH_LIGHT.names}
         columns["feature"] = pa.array([c.feature_D for c in kept], KEYPATCH.field("feature").type)
         columns["crop"] = pa.array([c.crop() for c in kept], pa.binary())
