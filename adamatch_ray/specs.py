@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adamatch_ray import __version__
-from adamatch_ray.files import digest
+from adamatch_ray.filesystems import digest
 
 if TYPE_CHECKING:
     from adamatch_ray.config import RunConfig

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from adamatch_ray.files import WholeFiles, open_filesystem
+from adamatch_ray.filesystems import WholeFiles, open_filesystem
 from adamatch_ray.specs import STAGES, Manifest
 
 LEASE = "lease.json"

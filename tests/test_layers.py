@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config", "training_config", "model_config", "cli", "schema", "geometry", "__init__"})
-    | {"files", "specs", "storage", "lease"},
+    | {"filesystems", "specs", "storage", "lease"},
     frozenset({"cluster", "shards"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
     frozenset({"counting", "plan", "stage_plans", "stage"}),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from adamatch_ray.files import open_filesystem
+from adamatch_ray.filesystems import open_filesystem
 from adamatch_ray.schema import SOURCE
 
 Row = dict[str, Any]
