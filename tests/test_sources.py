@@ -16,7 +16,8 @@ from adamatch_ray.data import sources
 from adamatch_ray.data.manifest import ManifestColumns, list_manifest
 from adamatch_ray.data.mimic_cxr import list_mimic_cxr
 from adamatch_ray.data.openi import FRACTIONS, image_key, list_openi
-from adamatch_ray.data.sources import Row, normalise_split, subject_split, view_problem
+from adamatch_ray.data.sources import Row, normalise_split, subject_split
+from adamatch_ray.data.views import view_problem
 from adamatch_ray.schema import CHEXPERT_LABELS, SOURCE, SPLITS
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

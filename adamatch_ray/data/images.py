@@ -6,20 +6,19 @@ stay those of the stored pixels.
 """
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from adamatch_ray.data.pixels import BadImage, NotAnImage, Pixels, check_promise, check_size, scale
 from adamatch_ray.geometry import Geometry
-
-Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded; more is taken for a decompression bomb."""
@@ -31,21 +30,15 @@ _DECODE_MARGIN = 1.4
 _MIN_LEVELS = 64
 # Pillow keeps the high byte of 16-bit colour; fewer levels than this in use means that the picture is in the low byte.
 
+_JPEG_PIXELS, _PNG_BYTES = 512, 1032
+# The most that a byte of data can hold: a JPEG block of 8 x 8 pixels takes a bit, and deflate packs 1032 bytes in one.
+
 _PNG_MAGIC, _JPEG_MAGIC, _DICOM_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DICM"
+_BARE_DICOM = re.compile(rb"DICM|[\x02\x08]\0[\x00-\x80]\0([A-Z]{2}|..\0\0)|\0\x08\0.[A-Z]{2}", re.DOTALL)
+# Without the 128 bytes that precede the mark: the mark itself, or an element of group 2 or 8 in any byte order.
+
 _PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 # What Pillow's readers raise on damaged input (SyntaxError is its word for a broken chunk).
-
-
-class BadImage(ValueError):
-    """A file that cannot be used as an X-ray; the message is the quarantine reason."""
-
-
-class NotAnImage(BadImage):
-    """A file of another kind."""
-
-
-class TooManyPixels(BadImage):
-    """An image over the limit, known before it is decoded."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +54,20 @@ def decode(data: bytes, max_side: int | None = None, max_pixels: int = MAX_PIXEL
     """Decode a JPEG, PNG or DICOM file to gray.
 
     With `max_side` a JPEG may come out smaller than it is, its long side at least `max_side`. Depths of 16 bits are
-    scaled linearly from the darkest to the brightest value in use; DICOM by its rescale and window, inverted where
-    MONOCHROME1. Transparent pixels become black.
+    scaled linearly from the darkest to the brightest value in use (`pixels.robust_range` says which do not count);
+    DICOM as `dicom` describes. Transparent pixels become black.
 
     Raises BadImage with the reason to record, or ValueError where a DICOM decoder is not installed.
     """
     if not data:
         raise BadImage("zero-byte file")
+    if data[128:132] == _DICOM_MAGIC:  # first: the bytes before it may be anything, another format's mark too
+        return _decode_dicom(data, max_pixels)
     if data.startswith(_JPEG_MAGIC):
         return _decode_jpeg(data, max_side, max_pixels)
     if data.startswith(_PNG_MAGIC):
         return _decode_png(data, max_pixels)
-    if data[128:132] == _DICOM_MAGIC:
+    if _BARE_DICOM.match(data):
         return _decode_dicom(data, max_pixels)
     raise NotAnImage("not an image: text" if _looks_like_text(data) else "not a JPEG, PNG or DICOM file")
 
@@ -116,22 +111,6 @@ def decode_png(data: bytes) -> Pixels:
         raise BadImage("stored image is not a readable PNG") from error
 
 
-def check_size(height: int, width: int, max_pixels: int) -> None:
-    """Raise BadImage for an image without pixels or with more than `max_pixels`."""
-    if min(height, width) < 1:
-        raise BadImage("image has no pixels")
-    if height * width > max_pixels:
-        raise TooManyPixels(f"image of {width}x{height} exceeds {max_pixels} pixels")
-
-
-def stretch(values: NDArray[np.generic], low: float, high: float) -> Pixels:
-    """Map [low, high] linearly to [0, 255], clipped; all zero where the range is empty."""
-    if high <= low:
-        return np.zeros(values.shape, dtype=np.uint8)
-    scaled = (values.astype(np.float32) - low) * (255.0 / (high - low))
-    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
-
-
 def _decode_jpeg(data: bytes, max_side: int | None, max_pixels: int) -> Decoded:
     wanted = 0 if max_side is None else int(max_side * _DECODE_MARGIN)
     try:
@@ -141,6 +120,7 @@ def _decode_jpeg(data: bytes, max_side: int | None, max_pixels: int) -> Decoded:
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return _jpeg_by_pillow(data, wanted, max_pixels)
     check_size(height, width, max_pixels)
+    check_promise(height * width, len(data), _JPEG_PIXELS)
     # Only the long side is asked for: the decoder would otherwise keep both sides above their limits.
     limits = {"min_height": wanted} if height >= width else {"min_width": wanted}
     try:
@@ -159,6 +139,7 @@ def _jpeg_by_pillow(data: bytes, wanted: int, max_pixels: int) -> Decoded:
         with JpegImageFile(io.BytesIO(data)) as image:
             width, height = image.size
             check_size(height, width, max_pixels)
+            check_promise(height * width, len(data), _JPEG_PIXELS)
             if wanted:
                 scale = max(1.0, max(image.size) / wanted)
                 image.draft(None, (int(width / scale), int(height / scale)))
@@ -176,6 +157,8 @@ def _decode_png(data: bytes, max_pixels: int) -> Decoded:
     check_size(height, width, max_pixels)
     try:
         with PngImageFile(io.BytesIO(data)) as image:
+            check_size(image.height, image.width, max_pixels)  # a second header may say something else
+            check_promise(image.height * image.width * len(image.getbands()) * depth / 8, len(data), _PNG_BYTES)
             image.load()
             pixels = _gray(image, deep=depth == 16 and colour != 0)
     except BadImage:
@@ -188,17 +171,14 @@ def _decode_png(data: bytes, max_pixels: int) -> Decoded:
 
 def _gray(image: Image.Image, deep: bool) -> Pixels:
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        return stretch(values, float(values.min()), float(values.max()))
+        return scale(np.asarray(image))
     if image.mode == "P" or "transparency" in image.info:
         image = image.convert("RGBA")
     gray = image.convert("L")
     if deep:
-        levels = np.asarray(gray)
-        low, high = int(levels.min()), int(levels.max())
-        if high - low < _MIN_LEVELS:
+        if np.ptp(np.asarray(gray)) < _MIN_LEVELS:
             raise BadImage("16-bit colour PNG uses too few levels: store it as 16-bit gray")
-        gray = Image.fromarray(stretch(levels, low, high))
+        gray = Image.fromarray(scale(np.asarray(gray)))
     if "A" in image.getbands():
         black = Image.new("L", image.size)
         black.paste(gray, mask=image.getchannel("A"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import PurePosixPath
 
-from adamatch_ray.data import reports, sources
+from adamatch_ray.data import reports, sources, views
 from adamatch_ray.data.sources import OpenFile, Row
 
 
@@ -68,7 +68,7 @@ def _problem(cells: dict[str, str], split: str) -> str:
         return "empty report"
     if split and sources.normalise_split(split) is None:
         return f"{sources.UNKNOWN_SPLIT} {split[:16]}"
-    return sources.view_problem(cells.get("view", ""), blank_is_frontal=True)
+    return views.view_problem(cells.get("view", ""), blank_is_frontal=True)
 
 
 def _findings(cells: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ Ids keep the digits of the tables, as strings, without the letters of the folder
 from collections.abc import Iterator
 from sys import intern
 
-from adamatch_ray.data import sources
+from adamatch_ray.data import sources, views
 from adamatch_ray.data.sources import Exists, OpenFile, Row
 from adamatch_ray.schema import CHEXPERT_LABELS
 
@@ -52,7 +52,7 @@ def list_mimic_cxr(
     for row in _table(tables["metadata"], columns, open_file):
         _, _, split = splits.pop(row["dicom_id"], ("", "", ""))
         view = row["ViewPosition"].strip()
-        reason = sources.view_problem(view, blank_is_frontal=False)
+        reason = views.view_problem(view, blank_is_frontal=False)
         if not split:
             reason = "image is not in the split table"
         elif sources.normalise_split(split) is None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from adamatch_ray.data import reports, sources
+from adamatch_ray.data import reports, sources, views
 from adamatch_ray.data.sources import Exists, ListNames, OpenFile, Row
 
 _TRAIN = 2912 / (2912 + 772)
@@ -161,7 +161,7 @@ def _study(study: str, seed: int, findings: str, impression: str) -> Row:
 
 
 def _image(row: Row, image: str, view: str, path: str, stored: bool) -> Row:
-    reason = row["reason"] or sources.view_problem(view, blank_is_frontal=True) or ("" if stored else _MISSING)
+    reason = row["reason"] or views.view_problem(view, blank_is_frontal=True) or ("" if stored else _MISSING)
     return row | {"dicom_id": image, "view_position": view, "image_path": path, "reason": reason}
 
 

@@ -22,7 +22,6 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_FRONTAL = ("PA", "AP", "FRONTAL")
 
 
 def subject_split(subject_id: str, seed: int, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> str:
@@ -43,14 +42,6 @@ def subject_split(subject_id: str, seed: int, fractions: tuple[float, float, flo
 def normalise_split(name: str) -> str | None:
     """A data set's own word for a split as one of `schema.SPLITS`; None for a word that is none of them."""
     return _SPLIT_NAMES.get(name.strip().lower())
-
-
-def view_problem(view: str, blank_is_frontal: bool) -> str:
-    """Why a view is no good for matching, or an empty string. Frontal is PA, AP (erect or supine) or "Frontal"."""
-    words = view.upper().replace("_", " ").split()
-    if not words:
-        return "" if blank_is_frontal else "view position is blank"
-    return "" if words[0] in _FRONTAL else f"view {' '.join(words)[:24]} is not frontal"
 
 
 def source_row(**values: Any) -> Row:
