@@ -9,6 +9,7 @@ import logging
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ _FAMILIES = {
     "JPEG": tuple(f"1.2.840.10008.1.2.4.{number}" for number in ("50", "51", "57", "70")),
 }
 """Transfer syntaxes by the kind of codestream they hold; the first stands for a file that names none of them."""
+_GRAYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE_COLOR")
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 _ITEM = b"\xfe\xff\x00\xe0"
 _CODED_PIXELS, _RUN_BYTES = 4096, 64
 # The most that a byte can hold: of a codestream, far more than of any picture; of RLE, a run of 128 in two bytes.
@@ -70,7 +73,8 @@ def read_dicom(data: bytes, max_pixels: int) -> Pixels:
     stream = _codestream(frame) if coded else None
     form = _coded_form(dataset, stream, len(frame)) if coded else _native_form(dataset, frame)
     syntax = _settle(syntax, coded, stream, dataset)
-    return show(_decode(frame, form, syntax, dataset), form, dataset)
+    pixels, photometric = _decode(frame, form, syntax, dataset)
+    return show(pixels, replace(form, photometric=photometric), dataset)
 
 
 class _Codestream(NamedTuple):
@@ -164,12 +168,11 @@ def _native_form(dataset: pydicom.Dataset, frame: bytes) -> PixelForm:
 
 
 def _form(dataset: pydicom.Dataset, allocated: int, samples: int = 0) -> PixelForm:
-    photometric = text(dataset, "PhotometricInterpretation").upper().replace(" ", "_")
-    samples = samples or integer(dataset, "SamplesPerPixel") or (3 if photometric.startswith(("RGB", "YBR")) else 1)
+    said = text(dataset, "PhotometricInterpretation").upper().replace(" ", "_")
+    samples = samples or integer(dataset, "SamplesPerPixel") or (3 if said in _COLOURS else 1)
     if samples not in (1, 3):
         raise BadImage(f"DICOM with {samples} samples per pixel")
-    if (samples == 3) != photometric.startswith(("RGB", "YBR")):
-        photometric = "RGB" if samples == 3 else photometric.replace("RGB", "MONOCHROME2")
+    known, usual = (_COLOURS, "RGB") if samples == 3 else (_GRAYS, "MONOCHROME2")
     stored = integer(dataset, "BitsStored")
     return PixelForm(
         rows=integer(dataset, "Rows"),
@@ -178,7 +181,7 @@ def _form(dataset: pydicom.Dataset, allocated: int, samples: int = 0) -> PixelFo
         allocated=allocated,
         stored=stored if 0 < stored <= allocated else allocated,
         signed=samples == 1 and integer(dataset, "PixelRepresentation") == 1,
-        photometric=photometric,
+        photometric=said if said in known else usual,
     )
 
 
@@ -194,7 +197,8 @@ def _settle(syntax: str, coded: bool, stream: _Codestream | None, dataset: pydic
     return UID(family[0])
 
 
-def _decode(frame: bytes, form: PixelForm, syntax: UID, dataset: pydicom.Dataset) -> NDArray[Any]:
+def _decode(frame: bytes, form: PixelForm, syntax: UID, dataset: pydicom.Dataset) -> tuple[NDArray[Any], str]:
+    """Pixels and their photometric interpretation, which is the codestream's where it has one."""
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -208,7 +212,7 @@ def _decode(frame: bytes, form: PixelForm, syntax: UID, dataset: pydicom.Dataset
         "bits_allocated": form.allocated,
         "bits_stored": form.stored,
         "pixel_representation": int(form.signed),
-        "photometric_interpretation": form.photometric.replace("PALETTE_COLOR", "PALETTE COLOR"),
+        "photometric_interpretation": form.photometric,
         "planar_configuration": int(integer(dataset, "PlanarConfiguration") == 1),
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",
@@ -216,10 +220,10 @@ def _decode(frame: bytes, form: PixelForm, syntax: UID, dataset: pydicom.Dataset
         "correct_unused_bits": False,  # `show` does, for compressed data too, and needs the padding as it was written
     }
     try:
-        pixels, _ = decoder.as_array(frame, index=0, raw=True, **options)
+        pixels, properties = decoder.as_array(frame, index=0, raw=True, **options)
     except Exception as error:  # whatever the decoders raise on damaged data
         raise BadImage(_CORRUPT) from error
-    return np.asarray(pixels)
+    return np.asarray(pixels), str(properties["photometric_interpretation"])
 
 
 def _codestream(frame: bytes) -> _Codestream | None:

@@ -94,7 +94,7 @@ def table(dataset: Dataset, descriptor: str = "LUTDescriptor", data: str = "LUTD
     length, first, bits = said[0] % 65536 or 65536, said[1], said[2]
     value = _value(dataset, data)
     if isinstance(value, bytes):
-        narrow = len(value) - length in (0, 1) or (bits <= 8 and len(value) < 2 * length)
+        narrow = len(value) - length in (0, 1) or (bits <= 8 and len(value) < 2 * length < 131072)
         usable = value if narrow else value[: len(value) // 2 * 2]
         entries = np.frombuffer(usable, np.uint8 if narrow else _order(dataset) + "u2").astype(np.float64)
         entries = entries[:length] if len(entries) == length + 1 else entries  # without the byte that evens it out
