@@ -337,6 +337,18 @@ def test_compressed_files_are_read_and_those_that_lost_their_syntax(name: str) -
         assert off(stream.getvalue().replace(uid.encode(), b"1.2.840.10008.1.2.1".ljust(len(uid), b"\0"))) <= 2
 
 
+def test_a_codestream_in_many_fragments_is_read() -> None:
+    pytest.importorskip("openjpeg")
+    made = pydicom.dcmread(io.BytesIO(dicom()))
+    made.compress(pydicom.uid.JPEG2000Lossless)
+    stream = pydicom.encaps.get_frame(made.PixelData, 0, number_of_frames=1)
+    parts = [stream[:30], stream[30:60], stream[60:]]
+    items = [b"", *(part + bytes(len(part) % 2) for part in parts)]
+    made.PixelData = b"".join(b"\xfe\xff\x00\xe0" + len(part).to_bytes(4, "little") + part for part in items)
+    made.PixelData += b"\xfe\xff\xdd\xe0" + bytes(4)
+    assert off(saved(made)) <= 2
+
+
 def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_anything_is_allocated() -> None:
     made = pydicom.dcmread(io.BytesIO(dicom()))
     made.compress(pydicom.uid.RLELossless)

@@ -228,8 +228,11 @@ def _decode(frame: bytes, form: PixelForm, syntax: UID, dataset: pydicom.Dataset
 
 def _codestream(frame: bytes) -> _Codestream | None:
     """The header of the first JPEG 2000, JPEG-LS or JPEG frame of encapsulated pixel data; None for RLE."""
-    (skipped,) = struct.unpack("<I", frame[4:8].ljust(4, b"\0"))  # the offset table, empty or not, is the first item
-    head = frame[16 + skipped : 16 + skipped + (1 << 16)]
+    position, head = 0, b""
+    while frame.startswith(_ITEM, position) and len(head) < 1 << 16:  # the header may lie in several fragments
+        (length,) = struct.unpack("<I", frame[position + 4 : position + 8].ljust(4, b"\0"))
+        head += frame[position + 8 : position + 8 + min(length, 1 << 16)] if position else b""  # first: a table
+        position += 8 + length
     begin = head[:512].find(b"\xff\x4f\xff\x51")  # inside the boxes of a JP2 file, if they were left on
     if begin >= 0 and len(head) >= begin + 43:
         x1, y1, x0, y0 = struct.unpack(">4I", head[begin + 8 : begin + 24])
