@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from adamatch_ray.data.images import BadImage, decode
+
 pydicom = pytest.importorskip("pydicom")
 
 RAMP = np.tile(np.rint(np.linspace(0, 4095, 256)).astype(np.uint16), (32, 1))
 """What a 12-bit detector stores."""
+
+SHOWN = np.rint(np.linspace(0, 255, 256))
+"""A row of it on the screen."""
 
 GOOD: dict[str, Any] = {
     "Modality": "DX",
@@ -76,6 +81,30 @@ def saved(made: Any, implicit: bool = False) -> bytes:
 def dicom(pixels: NDArray[Any] = RAMP, **elements: Any) -> bytes:
     """A file of `dataset`."""
     return saved(dataset(pixels, **elements))
+
+
+def us(*values: int) -> Raw:
+    return Raw("US", np.array(values, "<u2").tobytes())
+
+
+def ds(text: str) -> Raw:
+    return Raw("DS", text.encode())
+
+
+def fd(value: float) -> Raw:
+    return Raw("FD", np.float64(value).tobytes())
+
+
+def off(data: bytes, wanted: NDArray[Any] = SHOWN, columns: slice = slice(None)) -> float:
+    """Gray levels by which a row of the picture misses the one wanted, at most."""
+    return float(np.abs(decode(data).pixels[16].astype(float) - wanted)[columns].max())
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def _put(made: Any, name: str, value: Any) -> None:
