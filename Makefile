@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo`, then `make test`. Needs Python 3.11+, make and a C++ compiler.
+# Two commands for a newcomer: `make demo`, then `make test`. Needs Python 3.11+ and make; a C++ compiler is optional.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
