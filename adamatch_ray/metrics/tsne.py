@@ -1,4 +1,4 @@
-"""Two-dimensional maps of image and text features, as in the paper's Figure 6."""
+"""Two-dimensional maps of image and text features, as in the paper's Figure 6; no library that we need has t-SNE."""
 
 from dataclasses import dataclass
 
