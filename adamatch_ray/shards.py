@@ -6,6 +6,7 @@ A shard's footer holds its identity, so a rerun keeps those of the same inputs a
 import hashlib
 import io
 import json
+import math
 import pickle
 import sys
 import time
@@ -84,27 +85,28 @@ class Progress:
     The time left is counted from the first piece on, which also waited for everything to start.
     """
 
-    def __init__(self, label: str, total: int, unit: str, interval: float = 5.0) -> None:
+    def __init__(self, label: str, total: int, unit: str, interval: float = 5.0, done: int = 0) -> None:
         self.label, self.total, self.unit, self.interval = label, total, unit, interval
-        self.done, self.first = 0, 0
+        self.done = self.first = done
         self.began = self.shown = 0.0
 
-    def add(self, amount: int = 1) -> None:
-        """Count finished pieces."""
+    def add(self, amount: int = 1, values: str = "", at_most: float = math.inf) -> None:
+        """Count finished pieces; `values` are shown too. The work ends in `at_most` seconds even if some are left."""
         self.done += amount
         now = time.monotonic()
         if not self.began:
             self.began, self.first = now, self.done
         if now - self.shown > self.interval or self.done == self.total:
             self.shown = now
-            left = self.seconds_left(now)
-            eta = "" if left is None else f" · ETA {clock(left)}"
-            print(f"{self.label} {self.done}/{self.total} {self.unit}{eta}", file=sys.stderr)
+            left = min(self.seconds_left(now), at_most)
+            parts = [f"{self.label} {self.done}/{self.total} {self.unit}", values]
+            parts += [f"ETA {clock(left)}"] if left < math.inf else []
+            print(" · ".join(part for part in parts if part), file=sys.stderr)
 
-    def seconds_left(self, now: float) -> float | None:
-        """Seconds that the rest will take, or None while that cannot be told."""
+    def seconds_left(self, now: float) -> float:
+        """Seconds that the rest will take, infinity while that cannot be told."""
         if self.done == self.first and self.done < self.total:
-            return None
+            return math.inf
         return (now - self.began) / max(1, self.done - self.first) * (self.total - self.done)
 
 
@@ -127,14 +129,14 @@ def write_shard(stage: Stage, name: str, table: pa.Table, identity: str) -> None
     stage.write_bytes(name, buffer.getvalue())
 
 
-def read_footer(stage: Stage, name: str, identity: str) -> tuple[int, dict[str, str]] | None:
-    """The rows of the shard of this name and what its footer says, if it is there with this identity."""
+def read_footer(stage: Stage, name: str, identity: str = "") -> tuple[int, dict[str, str]] | None:
+    """The rows of the shard of this name and what its footer says, if it is there with this identity (or any)."""
     path = f"{stage.path}/{name}"
     if stage.filesystem.get_file_info(path).type != pafs.FileType.File:
         return None
     metadata = pq.read_metadata(path, filesystem=stage.filesystem)
     footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
-    return (int(metadata.num_rows), footer) if footer.get("identity") == identity else None
+    return (int(metadata.num_rows), footer) if identity in ("", footer.get("identity")) else None
 
 
 def rows_of(stage: Stage, name: str, identity: str) -> int | None:

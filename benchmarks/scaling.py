@@ -96,7 +96,7 @@ def _studies_and_model(root: str, shards: list[Any], data: Any) -> list[str]:
     from adamatch_ray.models.vqgan import VQGAN
     from adamatch_ray.models.vqgan_io import save_pretrained
     from adamatch_ray.pipeline.studies import StudyShards
-    from adamatch_ray.train.vqgan_fitter import model_config
+    from adamatch_ray.train.fit_vqgan import model_config
 
     files = {shard.file: StudyShards(data, root).make(shard).rows for shard in shards}
     Root(root).stage("studies").commit(Manifest("studies", "scaling", {}, {}, {"train": sum(files.values())}, files))

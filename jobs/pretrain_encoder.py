@@ -5,6 +5,7 @@ Pre-train the image encoder by classifying 14 findings, as the paper does before
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from adamatch_ray.cli import parse_command_line, run_as_command
@@ -18,11 +19,11 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         return answer
     from adamatch_ray.models.adamatch import image_config
     from adamatch_ray.schema import CHEXPERT_LABELS
-    from adamatch_ray.train.fit_encoder import classification_loop
+    from adamatch_ray.train.fit_encoder import EncoderFitter
     from adamatch_ray.train.launch import fit_stage
 
     image = replace(image_config(run.config.image, run.config.adamatch), num_classes=len(CHEXPERT_LABELS))
-    return fit_stage(run, classification_loop, run.config.encoder.train, {"image": image}, score="auroc")
+    return fit_stage(run, partial(EncoderFitter, image=image), "auroc")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "adamatch")
     if (answer := run.begin()) is not None:
         return answer
-    from adamatch_ray.train.fit_adamatch import adamatch_loop, prepare_tokenizer
+    from adamatch_ray.train.fit_adamatch import AdaMatchFitter, prepare_tokenizer
     from adamatch_ray.train.launch import fit_stage
 
     prepare_tokenizer(run.root, run.config.text)
-    return fit_stage(run, adamatch_loop, run.config.adamatch.train, {}, score="image_to_text@1")
+    return fit_stage(run, AdaMatchFitter, "image_to_text@1")
 
 
 if __name__ == "__main__":

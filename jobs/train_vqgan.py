@@ -4,6 +4,7 @@ Train the VQ-GAN that turns X-rays into tokens, or, with --vqgan.train.epochs 0,
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     init = str(Path(stage.init).resolve()) if stage.init else ""
     if stage.train.epochs == 0:
         return _adopt(run, init)
-    from adamatch_ray.train.fit_vqgan import vqgan_loop
+    from adamatch_ray.train.fit_vqgan import VQGANFitter
     from adamatch_ray.train.launch import fit_stage
 
-    return fit_stage(run, vqgan_loop, stage.train, {"init": init}, score="fidelity")
+    return fit_stage(run, partial(VQGANFitter, init=init), "fidelity")
 
 
 def _adopt(run: StageRun, init: str) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def _adopt(run: StageRun, init: str) -> dict[str, Any]:
     import tempfile
 
     from adamatch_ray.models.vqgan_io import load_checkpoint, save_pretrained
-    from adamatch_ray.train.vqgan_fitter import model_config
+    from adamatch_ray.train.fit_vqgan import model_config
 
     if not init:
         raise ValueError("--vqgan.train.epochs 0 trains nothing: name a published VQ-GAN with --vqgan.init")

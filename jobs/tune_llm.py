@@ -21,26 +21,29 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(command, "llm")
     if (answer := run.begin()) is not None:
         return answer
+    from functools import partial
+
     from adamatch_ray.cluster import start_ray
+    from adamatch_ray.data.loading import steps_per_epoch
     from adamatch_ray.model_config import to_json
     from adamatch_ray.pipeline.hints import make_hints
     from adamatch_ray.train.deepspeed_config import deepspeed_config
-    from adamatch_ray.train.fit_llm import SCORE, llm_loop, steps_per_epoch
+    from adamatch_ray.train.fit_llm import SCORE, LLMFitter, record_source
     from adamatch_ray.train.launch import fit_stage
     from adamatch_ray.train.llm_checkpoint import check_resume
     from adamatch_ray.train.llm_plan import plan_llm
-    from adamatch_ray.train.llm_records import record_shards
 
     stage, workers = run.config.llm, run.config.scale.workers_of("llm")
     deepspeed_config(stage, workers, "cuda" if run.config.scale.gpu else "cpu")
     if not run.command.overwrite:
         check_resume(run.stage, run.command.run_name, run.command.resume, workers, stage.deepspeed.stage)
     layout = plan_llm(run.root, stage)
-    per_epoch = steps_per_epoch(record_shards(run.root, "train"), stage, workers)
+    source = record_source(run.root, stage, layout)
+    per_epoch = steps_per_epoch(source.shards, source.batch_size, workers)
     start_ray(run.config.scale, dashboard=True)
     files = make_hints(run)
     run.stage.write_bytes("instructions.json", to_json(stage.instructions).encode())
-    return fit_stage(run, llm_loop, stage.train, {"layout": layout}, score=SCORE, per_epoch=per_epoch, files=files)
+    return fit_stage(run, partial(LLMFitter, layout=layout), SCORE, per_epoch=per_epoch, files=files)
 
 
 def _convert(resume: str) -> dict[str, Any]:

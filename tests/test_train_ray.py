@@ -94,22 +94,22 @@ def test_a_finished_run_is_skipped(trained: Trained, job: Callable[[str], Main],
         train(job, tiny_yaml, trained.root, "--adamatch.train.lr", "1e-4")
 
 
-def _dies_once(settings: dict[str, Any]) -> None:
-    """The loop of AdaMatch, in a worker that is killed during step 9 the first time."""
-    from adamatch_ray.train import loop
-    from adamatch_ray.train.fit_adamatch import adamatch_loop
+def _dies_once(settings: Any, worker: Any) -> Any:
+    """AdaMatch's fitter, in a worker that is killed during step 9 the first time."""
+    from adamatch_ray.train.fit_adamatch import AdaMatchFitter
 
-    marker = Path(settings["root"]) / "killed"
-    step = loop._step
+    marker = Path(settings.root) / "killed"
+    fitter = AdaMatchFitter(settings, worker)
+    step = fitter.step
 
-    def killed_in_step_nine(task: Any, wrapped: Any, state: Any, *rest: Any) -> Any:
-        if state.step == 8 and not marker.exists():
+    def killed_in_step_nine(batch: Any) -> Any:
+        if fitter.schedule.step == 8 and not marker.exists():
             marker.write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(task, wrapped, state, *rest)
+        return step(batch)
 
-    with mock.patch.object(loop, "_step", killed_in_step_nine):
-        adamatch_loop(settings)
+    mock.patch.object(fitter, "step", killed_in_step_nine).start()
+    return fitter
 
 
 def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(
@@ -124,7 +124,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(
 
     # Workers cannot import this module, so what it defines travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(adamatch, "adamatch_loop", _dies_once)
+    monkeypatch.setattr(adamatch, "AdaMatchFitter", _dies_once)
     root = fresh(studies_root, tmp_path)
     again = train(job, tiny_yaml, root)
     assert (root / "killed").exists(), "the worker was killed on the way"
@@ -137,17 +137,17 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(
     shutil.rmtree(root / "adamatch" / "model")
     with pytest.raises(ValueError, match=r"other settings; use --resume never"):
         train(job, tiny_yaml, root, "--adamatch.train.lr", "1e-4")
-    monkeypatch.setattr(adamatch, "adamatch_loop", _may_not_step)
+    monkeypatch.setattr(adamatch, "AdaMatchFitter", _may_not_step)
     assert train(job, tiny_yaml, root).weights == trained.weights
 
 
-def _may_not_step(settings: dict[str, Any]) -> None:
-    """The loop of AdaMatch where nothing is left to be done."""
-    from adamatch_ray.train import loop
-    from adamatch_ray.train.fit_adamatch import adamatch_loop
+def _may_not_step(settings: Any, worker: Any) -> Any:
+    """AdaMatch's fitter where nothing is left to be done."""
+    from adamatch_ray.train.fit_adamatch import AdaMatchFitter
 
-    with mock.patch.object(loop, "_step", None):
-        adamatch_loop(settings)
+    fitter = AdaMatchFitter(settings, worker)
+    mock.patch.object(fitter, "step", None).start()
+    return fitter
 
 
 def test_two_workers_share_the_batch_and_start_from_the_encoder(

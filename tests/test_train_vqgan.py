@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity as reference_ssim
 
-from adamatch_ray.config import VQGANStage, VQGANTrain, load_config
+from adamatch_ray.config import RunConfig, VQGANStage, VQGANTrain, load_config
 from adamatch_ray.engines.image_tokens import ImageTokenizer, load_pretrained
 from adamatch_ray.losses import perceptual
 from adamatch_ray.losses.structure import structural_similarity
@@ -24,7 +24,8 @@ from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.vqgan_io import fingerprint, save_pretrained
 from adamatch_ray.storage import Root
 from adamatch_ray.train.distributed import Worker
-from adamatch_ray.train.vqgan_fitter import Fitter, model_config, perceptual_distance
+from adamatch_ray.train.fit_vqgan import VQGANFitter, model_config, perceptual_distance
+from adamatch_ray.train.loop import TrainSettings
 
 ALONE = Worker(0, 1, torch.device("cpu"), bf16=False)
 TINY = VQGANStage(
@@ -56,31 +57,40 @@ def canvases(count: int = 4, side: int = 32, seed: int = 0) -> NDArray[np.uint8]
     return np.random.default_rng(seed).integers(0, 256, (count, side, side), dtype=np.uint8)
 
 
-def run_steps(fitter: Fitter, start: int, stop: int) -> list[dict[str, float]]:
-    return [
-        {name: float(value) for name, value in fitter.step(canvases(seed=step), step, 8).items()}
-        for step in range(start, stop)
-    ]
+def fitter_of(stage: VQGANStage, worker: Worker = ALONE, *, total: int = 8, init: str = "") -> VQGANFitter:
+    settings = TrainSettings("vqgan", "fidelity", "unused", RunConfig(vqgan=stage), total)
+    return VQGANFitter(settings, worker, init=init)
+
+
+def take_step(fitter: VQGANFitter, images: NDArray[np.uint8]) -> dict[str, float]:
+    shown = {name: float(value) for name, value in fitter.step({"image": images}).items()}
+    fitter.schedule.step += 1
+    return shown
+
+
+def run_steps(fitter: VQGANFitter, start: int, stop: int) -> list[dict[str, float]]:
+    assert fitter.schedule.step == start
+    return [take_step(fitter, canvases(seed=step)) for step in range(start, stop)]
 
 
 @pytest.mark.parametrize("ema_decay", [0.9, 0.0])
 def test_resumed_run_is_the_uninterrupted_one(ema_decay: float, tmp_path: Path) -> None:
     """Both networks, both optimisers and the keeper's averages: every loss is the same, to the last bit."""
     stage = replace(TINY, ema_decay=ema_decay)
-    whole = Fitter(stage, ALONE, None, "")
+    whole = fitter_of(stage)
     losses = run_steps(whole, 0, 8)
-    first = Fitter(stage, ALONE, None, "")
+    first = fitter_of(stage)
     run_steps(first, 0, 5)
-    torch.save(first.state().snapshot(), tmp_path / "state.pt")
-    second = Fitter(replace(stage, train=replace(stage.train, seed=9)), ALONE, None, "")
+    first.save(tmp_path)
+    second = fitter_of(replace(stage, train=replace(stage.train, seed=9)))
     second.stage = stage
-    second.state().put_back(torch.load(tmp_path / "state.pt", weights_only=True))
+    second.begin(tmp_path)
     assert run_steps(second, 5, 8) == losses[5:]
     assert fingerprint(second.model) == fingerprint(whole.model)
 
 
 def test_discriminator_joins_at_its_step_and_not_before() -> None:
-    fitter = Fitter(TINY, ALONE, None, "")
+    fitter = fitter_of(TINY)
     before = copy.deepcopy(fitter.discriminator.state_dict())
     shown = run_steps(fitter, 0, 3)
     assert all(torch.equal(value, before[name]) for name, value in fitter.discriminator.state_dict().items())
@@ -92,11 +102,11 @@ def test_discriminator_joins_at_its_step_and_not_before() -> None:
 
 def test_training_fits_its_images() -> None:
     stage = replace(TINY, loss=replace(TINY.loss, adversarial_weight=0.0), train=replace(TINY.train, lr=5e-3, crop=1.0))
-    fitter = Fitter(stage, ALONE, None, "")
+    fitter = fitter_of(stage, total=60)
     ramps = np.stack([np.roll(np.tile(np.linspace(0, 255, 32), (32, 1)), 8 * i, 1) for i in range(4)]).astype(np.uint8)
     before = fitter.score(iter([ramps]))
-    for step in range(60):
-        fitter.step(ramps, step, 60)
+    for _ in range(60):
+        take_step(fitter, ramps)
     after = fitter.score(iter([ramps]))
     assert after["psnr"] > before["psnr"] + 6 and after["ssim"] > before["ssim"] + 0.2
     assert after["fidelity"] > before["fidelity"]
@@ -104,7 +114,7 @@ def test_training_fits_its_images() -> None:
 
 def test_scores_are_those_of_the_decoded_tokens() -> None:
     """What is scored is what a user gets: encode, decode, 8 bits; batches of unequal size count by their images."""
-    fitter = Fitter(TINY, ALONE, None, "")
+    fitter = fitter_of(TINY)
     run_steps(fitter, 0, 3)
     images = canvases(6, seed=5)
     scores = fitter.score(iter([images[:4], images[4:]]))
@@ -121,7 +131,7 @@ def test_scores_are_those_of_the_decoded_tokens() -> None:
 
 
 def test_picture_holds_originals_above_reconstructions() -> None:
-    fitter, images = Fitter(TINY, ALONE, None, ""), canvases(3)
+    fitter, images = fitter_of(TINY), canvases(3)
     picture = fitter.picture(images)
     assert picture.shape == (64, 96) and picture.dtype == np.uint8
     assert np.array_equal(picture[:32, 32:64], images[1])
@@ -131,9 +141,9 @@ def test_starts_from_a_published_file(tmp_path: Path) -> None:
     torch.manual_seed(4)
     model = VQGAN(model_config(TINY))
     save_pretrained(model, tmp_path)
-    fitter = Fitter(TINY, ALONE, None, str(tmp_path / "model.safetensors"))
+    fitter = fitter_of(TINY, init=str(tmp_path / "model.safetensors"))
     assert fingerprint(fitter.model) == fingerprint(model)
-    fitter.step(canvases(), 0, 8)
+    take_step(fitter, canvases())
     assert fingerprint(fitter.model) != fingerprint(model)
 
 
@@ -239,9 +249,9 @@ def test_published_model_is_adopted_without_training(
 
 def _one_of_two(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    fitter = Fitter(TINY, Worker(rank, 2, torch.device("cpu"), bf16=False), None, "")
+    fitter = fitter_of(TINY, Worker(rank, 2, torch.device("cpu"), bf16=False))
     for step in range(5):
-        fitter.step(canvases(seed=10 * step + rank), step, 8)
+        take_step(fitter, canvases(seed=10 * step + rank))
     parts = [fitter.model.state_dict(), fitter.discriminator.state_dict(), {"share": fitter.keeper.share}]
     learned = [{name: value for name, value in part.items() if "running" not in name} for part in parts]
     torch.save(learned, f"{folder}/{rank}.pt")

@@ -196,7 +196,7 @@ def tune(
     """Steps start … stop - 1 of a run in one of `world` processes; the first writes losses and weights."""
     import torch.distributed as dist
 
-    from adamatch_ray.train.llm_tuner import Tuner, response_tokens
+    from adamatch_ray.train.fit_llm import Tuner, response_tokens
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world))
     torch.set_num_threads(1)
@@ -335,24 +335,26 @@ def run_job(job: Callable[[str], Main], yaml: Path, root: Path, *more: str) -> d
 
 
 def rows(root: Path, kind: str) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl of a kind, without the one figure that is a matter of time."""
     found = [json.loads(line) for line in (root / "llm" / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["kind"] == kind]
+    return [{k: v for k, v in row.items() if k != "wait"} for row in found if row["kind"] == kind]
 
 
-def _dies_once(settings: dict[str, Any]) -> None:
-    """The loop, in two workers of which one is killed during step 6 the first time."""
-    from adamatch_ray.train import fit_llm as llm
+def _dies_once(settings: Any, worker: Worker, *, layout: TokenLayout) -> Any:
+    """The fitter, in two workers of which one is killed during step 6 the first time."""
+    from adamatch_ray.train.fit_llm import LLMFitter
 
-    marker, step = Path(settings["root"]) / "killed", llm._step
+    marker, fitter = Path(settings.root) / "killed", LLMFitter(settings, worker, layout=layout)
+    step = fitter.step
 
-    def killed_in_step_six(tuner: Any, progress: Any, batch: Any) -> Any:
-        if progress.step == 5 and tuner.worker.rank == 1 and not marker.exists():
+    def killed_in_step_six(batch: Any) -> Any:
+        if fitter.schedule.step == 5 and worker.rank == 1 and not marker.exists():
             marker.write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(tuner, progress, batch)
+        return step(batch)
 
-    with mock.patch.object(llm, "_step", killed_in_step_six):
-        llm.llm_loop(settings)
+    mock.patch.object(fitter, "step", killed_in_step_six).start()
+    return fitter
 
 
 @pytest.mark.ray
@@ -389,7 +391,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     assert json.loads((whole / "llm" / "instructions.json").read_text())["keypatches"] == 5
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(llm, "llm_loop", _dies_once)
+    monkeypatch.setattr(llm, "LLMFitter", _dies_once)
     run_job(job, tiny_yaml, killed)
     assert (killed / "killed").exists(), "a worker was killed on the way"
     assert rows(killed, "train") == train and rows(killed, "validate") == validate

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
 
 from adamatch_ray.codebooks import GROUPS
-from adamatch_ray.config import RunConfig
 from adamatch_ray.data import loading
 from adamatch_ray.engines.embedding import embed_split, rows_of_words
 from adamatch_ray.engines.entities import lexicon_words
@@ -22,58 +21,52 @@ from adamatch_ray.models.adamatch import TextEmbeddings
 from adamatch_ray.models.inputs import model_input, random_crops
 from adamatch_ray.models.pvt_published import load_published, load_published_file
 from adamatch_ray.storage import Root
-from adamatch_ray.train.distributed import Worker, current_worker
+from adamatch_ray.train.distributed import Worker
 from adamatch_ray.train.fit_encoder import masked_bce, targets
-from adamatch_ray.train.loop import Loss, Task, run
+from adamatch_ray.train.fitter import ModelFitter
+from adamatch_ray.train.loop import TrainSettings
 
 
-def adamatch_loop(settings: dict[str, Any]) -> None:
-    """Train on this worker. settings: root, config (RunConfig), total_steps, resume_path."""
-    config: RunConfig = settings["config"]
-    train = config.adamatch.train
-    worker = current_worker(train.precision, train.threads)
-    root = Root(settings["root"])
-    tokenizer = _tokenizer(root, config)
-    torch.manual_seed(train.seed)
-    sizes = adamatch.AdaMatchSizes(config.image, config.text, config.adamatch)
-    model = adamatch.build(sizes, tokenizer)
-    _initialise(model, root, config.adamatch.init)
-    model = model.to(worker.device)
+class AdaMatchFitter(ModelFitter):
+    """Fits image patches and words of reports to each other."""
 
-    chosen = aligned_words(config.adamatch.words)
+    model: adamatch.AdaMatch
 
-    def loss(wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator, worker: Worker) -> Loss:
-        crops = random_crops(len(batch["image"]), train.crop, generator)
-        image = model_input(batch["image"], config.image.image_size, worker.device, crops)
-        tokens = text_encoder.tokenize(tokenizer, batch["report"], config.text.max_tokens).to(worker.device)
-        embeddings = wrapped(image, tokens)
-        if chosen is not None:
-            rows = rows_of_words(tokenizer, list(batch["report"]), config.text, chosen)
+    def __init__(self, settings: TrainSettings, worker: Worker) -> None:
+        self.config, self.root = settings.config, Root(settings.root)
+        self.stage = self.config.adamatch
+        self.tokenizer = _tokenizer(self.root, self.config.text)
+        torch.manual_seed(settings.train.seed)
+        model = adamatch.build(adamatch.AdaMatchSizes(self.config.image, self.config.text, self.stage), self.tokenizer)
+        _initialise(model, self.root, self.stage.init)
+        self.aligned = aligned_words(self.stage.words)
+        super().__init__(settings, worker, model)
+
+    def loss(self, batch: loading.Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        device, text, reports = self.worker.device, self.config.text, list(batch["report"])
+        crops = random_crops(len(batch["image"]), self.train.crop, generator)
+        image = model_input(batch["image"], self.config.image.image_size, device, crops)
+        embeddings = self.wrapped(image, text_encoder.tokenize(self.tokenizer, reports, text.max_tokens).to(device))
+        if self.aligned is not None:
+            rows = rows_of_words(self.tokenizer, reports, text, self.aligned)
             embeddings = embeddings._replace(text=only_rows(embeddings.text, rows))
-        group = torch.tensor([report_group(r) for r in batch["report"]], device=worker.device)
-        result = contrastive_loss(embeddings, group, worker.rank, worker.gather(config.adamatch.negatives))
+        group = torch.tensor([report_group(report) for report in reports], device=device)
+        result = contrastive_loss(embeddings, group, self.worker.rank, self.worker.gather(self.stage.negatives))
         shown = {"accuracy": result.accuracy, "temperature": embeddings.temperature}
         if embeddings.finding_BL is None:
-            return Loss(result.loss, shown)
-        labels = targets(batch["labels"], config.encoder).to(worker.device)
+            return result.loss, shown
+        labels = targets(batch["labels"], self.config.encoder).to(device)
         shown["findings"] = masked_bce(embeddings.finding_BL.float(), labels)
-        return Loss(result.loss + config.adamatch.finding_weight * shown["findings"], shown)
+        return result.loss + self.stage.finding_weight * shown["findings"], shown
 
-    def validate(worker: Worker) -> dict[str, float]:
-        split = embed_split(model, tokenizer, root.stage("studies"), "validate", config.evaluate.batch_size)
+    def scores(self) -> dict[str, float]:
+        studies, batch_size = self.root.stage("studies"), self.config.evaluate.batch_size
+        split = embed_split(self.model, self.tokenizer, studies, "validate", batch_size)
         recall = recall_full(score_pairs(split.heads, split.word_IND, split.mask_IN), split.reports)
         return {name: value for name, value in recall.items() if name.endswith(("@1", "@10"))}
 
-    task = Task(
-        stage="adamatch",
-        train=train,
-        model=model,
-        loss=loss,
-        validate=validate,
-        score="image_to_text@1",
-        save_model=lambda folder: adamatch.save(model, tokenizer, folder),
-    )
-    run(task, settings, worker)
+    def save_model(self, folder: Path) -> None:
+        adamatch.save(self.model, self.tokenizer, folder)
 
 
 def aligned_words(words: str) -> frozenset[str] | None:
@@ -103,16 +96,16 @@ def prepare_tokenizer(root: Root, text: TextEncoderConfig) -> None:
         return
     reports = (report for table in loading.read_split(root.stage("studies"), "train", ["report"])
                for report in table["report"].to_pylist())  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))
-    text_encoder.train_tokenizer(reports, text.vocab_size, folder)
-    stage.upload(folder, "tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        text_encoder.train_tokenizer(reports, text.vocab_size, Path(folder))
+        stage.upload(Path(folder), "tokenizer")
 
 
-def _tokenizer(root: Root, config: RunConfig) -> Any:
-    if config.text.name_or_path:
-        return text_encoder.load_tokenizer(config.text.name_or_path)
-    folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))
-    return text_encoder.load_tokenizer(root.stage("adamatch").download("tokenizer", folder))
+def _tokenizer(root: Root, text: TextEncoderConfig) -> Any:
+    if text.name_or_path:
+        return text_encoder.load_tokenizer(text.name_or_path)
+    with tempfile.TemporaryDirectory() as folder:
+        return text_encoder.load_tokenizer(root.stage("adamatch").download("tokenizer", Path(folder)))
 
 
 def _initialise(model: adamatch.AdaMatch, root: Root, init: str) -> None:
@@ -122,8 +115,8 @@ def _initialise(model: adamatch.AdaMatch, root: Root, init: str) -> None:
     if init != "encoder":
         load_published(model.image, load_published_file(init), drop_head=True)
         return
-    folder = root.stage("encoder").download("model", Path(tempfile.mkdtemp(prefix="encoder-")))
-    weights = load_file(folder / "model.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = load_file(root.stage("encoder").download("model", Path(folder)) / "model.safetensors")
     wanted = model.image.state_dict()
     missing = sorted(set(wanted) - set(weights)) + [
         k for k in wanted if k in weights and wanted[k].shape != weights[k].shape

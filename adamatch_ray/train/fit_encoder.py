@@ -6,57 +6,50 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from adamatch_ray.config import EncoderStage, RunConfig
 from adamatch_ray.data import loading
-from adamatch_ray.model_config import to_json
+from adamatch_ray.model_config import PVTConfig, to_json
 from adamatch_ray.models.inputs import model_input, random_crops
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.pvt_published import load_published, load_published_file
 from adamatch_ray.schema import CHEXPERT_LABELS
 from adamatch_ray.storage import Root, Stage
-from adamatch_ray.train.distributed import Worker, current_worker
-from adamatch_ray.train.loop import Loss, Task, run
+from adamatch_ray.train.distributed import Worker
+from adamatch_ray.train.fitter import ModelFitter
+from adamatch_ray.train.loop import TrainSettings
 
 
-def classification_loop(settings: dict[str, Any]) -> None:
-    """Train on this worker. settings: root, config (RunConfig), image (PVTConfig), total_steps, resume_path."""
-    config: RunConfig = settings["config"]
-    train = config.encoder.train
-    worker = current_worker(train.precision, train.threads)
-    studies = Root(settings["root"]).stage("studies")
-    torch.manual_seed(train.seed)
-    model = PyramidVisionTransformer(settings["image"])
-    if config.encoder.init:
-        load_published(model, load_published_file(config.encoder.init), drop_head=True)
-    model.freeze_unread()
-    model = model.to(worker.device)
-    size = settings["image"].image_size
+class EncoderFitter(ModelFitter):
+    """Fits the classifier of findings; `image` is its size."""
 
-    def loss(wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator, worker: Worker) -> Loss:
-        crops = random_crops(len(batch["image"]), train.crop, generator)
-        logits = wrapped(model_input(batch["image"], size, worker.device, crops)).float()
-        return Loss(masked_bce(logits, targets(batch["labels"], config.encoder).to(worker.device)), {})
+    model: PyramidVisionTransformer
 
-    def save_model(folder: Path) -> None:
+    def __init__(self, settings: TrainSettings, worker: Worker, *, image: PVTConfig) -> None:
+        self.image, self.stage = image, settings.config.encoder
+        torch.manual_seed(settings.train.seed)
+        model = PyramidVisionTransformer(image)
+        if self.stage.init:
+            load_published(model, load_published_file(self.stage.init), drop_head=True)
+        model.freeze_unread()
+        super().__init__(settings, worker, model)
+
+    def loss(self, batch: loading.Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        crops = random_crops(len(batch["image"]), self.train.crop, generator)
+        logits = self.wrapped(model_input(batch["image"], self.image.image_size, self.worker.device, crops)).float()
+        return masked_bce(logits, targets(batch["labels"], self.stage).to(self.worker.device)), {}
+
+    def scores(self) -> dict[str, float]:
+        studies = Root(self.settings.root).stage("studies")
+        return {"auroc": mean_auroc(*predict(self.model, studies, "validate", self.settings.config, self.worker))}
+
+    def save_model(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(to_json(settings["image"]))
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
-        )
-
-    task = Task(
-        stage="encoder",
-        train=train,
-        model=model,
-        loss=loss,
-        validate=lambda worker: {"auroc": mean_auroc(*predict(model, studies, "validate", config, worker))},
-        score="auroc",
-        save_model=save_model,
-    )
-    run(task, settings, worker)
+        (folder / "config.json").write_text(to_json(self.image))
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
 
 
 def targets(labels_BL: Any, policy: EncoderStage) -> Tensor:

@@ -1,7 +1,6 @@
-"""Run a training loop on Ray Train's workers and commit what it saved."""
+"""Run the training loop on Ray Train's workers and commit what it saved."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +8,22 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from adamatch_ray.cluster import start_ray
-from adamatch_ray.config import ScaleConfig, TrainConfig
+from adamatch_ray.config import ScaleConfig
 from adamatch_ray.data import loading
 from adamatch_ray.stage import StageRun
+from adamatch_ray.train.loop import MakeFitter, TrainSettings, fit
 
 
 def fit_stage(
-    run: StageRun,
-    loop: Callable[[dict[str, Any]], None],
-    train: TrainConfig,
-    extra: dict[str, Any],
-    *,
-    score: str,
-    per_epoch: int = 0,
-    files: dict[str, int] | None = None,
+    run: StageRun, make: MakeFitter, score: str, *, per_epoch: int = 0, files: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """Run a training loop on the workers, publish its best checkpoint's model, commit the stage; the job's answer.
+    """Fit what `make` makes on the workers, publish the best checkpoint's model, commit the stage; the job's answer.
 
     score: the reported metric whose highest value marks the best checkpoint. per_epoch: steps of an epoch, where a
     step is not a batch of studies. files: rows of further files of the stage. Raises ValueError when an earlier run of
     this name had other settings, RuntimeError when fewer steps ran than asked, unless the loop reported `out_of_time`.
     """
-    scale = run.config.scale
+    scale, train = run.config.scale, getattr(run.config, run.name).train
     if not per_epoch:
         shards = loading.list_shards(run.root.stage("studies"), "train")
         per_epoch = loading.steps_per_epoch(shards, train.batch_size, scale.workers_of(run.name))
@@ -38,14 +31,8 @@ def fit_stage(
     start_ray(scale, dashboard=True)
     resume = run.command.resume
     _claim_run(run, resume)
-    settings = {
-        "root": run.root.uri,
-        "config": run.config,
-        "total_steps": total,
-        "resume_path": resume if resume not in ("auto", "never") else "",
-        **extra,
-    }
-    result = _fit(run, loop, settings, score)
+    path = resume if resume not in ("auto", "never") else ""
+    result = _fit(run, TrainSettings(run.name, score, run.root.uri, run.config, total, path), make)
     assert result.checkpoint is not None and result.metrics is not None
     steps = result.metrics["step"]
     if steps != total and not result.metrics.get("out_of_time"):
@@ -57,13 +44,14 @@ def fit_stage(
     return run.finish({"steps": steps, **figures}, files=files)
 
 
-def _fit(
-    run: StageRun, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], score: str
-) -> ray.train.Result:
+def _fit(run: StageRun, settings: TrainSettings, make: MakeFitter) -> ray.train.Result:
     scale = run.config.scale
+
+    def on_worker() -> None:
+        fit(settings, make)
+
     trainer = TorchTrainer(
-        loop,
-        train_loop_config=settings,
+        on_worker,
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers_of(run.name),
             use_gpu=scale.gpu,
@@ -74,7 +62,7 @@ def _fit(
             storage_path=f"{run.stage.path}/training",
             storage_filesystem=run.stage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=score),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=settings.score),
         ),
     )
     return trainer.fit()

@@ -41,10 +41,13 @@ def refuse_other_workers(said: dict[str, Any], workers: int, zero_stage: int, wh
     """ValueError naming both sides and the fix, unless so many workers with this stage can continue a checkpoint."""
     if said.get("universal") or (said["workers"], said["zero_stage"]) == (workers, zero_stage):
         return
+    other = f"convert it: python jobs/tune_llm.py convert --resume {where}"
+    if _unconvertible(said):
+        other = f"begin from its weights: --llm.name_or_path {where}/model --run-name NAME"
     raise ValueError(
         f"{where} was written by {said['workers']} worker(s) with ZeRO stage {said['zero_stage']}, this run has "
         f"{workers} with stage {zero_stage}: go on with --scale.llm_workers {said['workers']} --llm.deepspeed.stage "
-        f"{said['zero_stage']}, or convert it: python jobs/tune_llm.py convert --resume {where}"
+        f"{said['zero_stage']}, or {other}"
     )
 
 
@@ -66,12 +69,7 @@ def convert(folder: Path) -> Path:
     from deepspeed.checkpoint import ds_to_universal
 
     said = read_progress(folder)
-    reasons = {
-        "is converted already": said.get("universal"),
-        "has no optimiser states of its own (ZeRO stage 0)": said["zero_stage"] == 0,
-        "was tuned with Muon, whose states DeepSpeed does not convert": said.get("muon"),
-    }
-    if reason := next((reason for reason, holds in reasons.items() if holds), ""):
+    if reason := _unconvertible(said):
         raise ValueError(f"{folder} {reason}; begin from its weights instead: --llm.name_or_path {folder}/model")
     target = folder.with_name(f"{folder.name}-universal")
     shutil.rmtree(target, ignore_errors=True)
@@ -89,6 +87,16 @@ def convert(folder: Path) -> Path:
         ds_to_universal.main(options)
     (target / PROGRESS).write_text(json.dumps({**said, "universal": True}))
     return target
+
+
+def _unconvertible(said: dict[str, Any]) -> str:
+    """Why a checkpoint cannot be converted; empty where it can be."""
+    reasons = {
+        "is converted already": said.get("universal"),
+        "has no optimiser states of its own (ZeRO stage 0)": said["zero_stage"] == 0,
+        "was tuned with Muon, whose states DeepSpeed does not convert": said.get("muon"),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _checkpoints(stage: Stage, folder: str) -> list[str]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from adamatch_ray.codebooks import TextualCodebook
@@ -15,6 +14,7 @@ from adamatch_ray.engines.image_tokens import fingerprint, load_pretrained
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
 from adamatch_ray.models.llm import check_fit
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
+from adamatch_ray.shards import read_footer
 from adamatch_ray.storage import Root
 
 
@@ -64,8 +64,8 @@ def _check_cache(root: Root, quantizer: str) -> None:
     for name in tokens.require().files:
         if not name.startswith(("train/", "validate/")):
             continue
-        footer: dict[bytes, bytes] = pq.read_metadata(f"{tokens.path}/{name}", filesystem=tokens.filesystem).metadata
-        found = (footer or {}).get(b"model", b"unknown").decode()
+        shard = read_footer(tokens, name)
+        found = shard[1].get("model", "unknown") if shard else "missing"
         if found != quantizer:
             raise ValueError(
                 f"{tokens.uri}/{name} holds tokens of VQ-GAN {found}, {root.uri}/vqgan is {quantizer}: "

@@ -1,113 +1,144 @@
-"""The training loop of the encoder and of AdaMatch: load → step → save → validate."""
+"""The one training loop: restore → batches → step → show → validate and save → report."""
 
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+import ray.train
+from torch import Tensor
 
-from adamatch_ray.config import TrainConfig
+from adamatch_ray.config import RunConfig, TrainConfig
 from adamatch_ray.data import loading
 from adamatch_ray.storage import Root
-from adamatch_ray.train import checkpoint, optim
-from adamatch_ray.train.distributed import Worker, seed_step
-from adamatch_ray.train.tracking import build_tracker
+from adamatch_ray.train.distributed import Worker, current_worker
+from adamatch_ray.train.optim import Schedule
+from adamatch_ray.train.tracking import Tracker, open_tracker
 
-
-class Loss(NamedTuple):
-    """What a task says of a batch: the scalar to minimise and scalars to show."""
-
-    value: Tensor
-    shown: dict[str, Tensor]
+UNSCORED = -1e9
+"""Score of a state that was not validated: it must never pass for the best one, whatever the metric's range."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """One kind of training: a model, its loss on a batch, its score on the validate split, and how it is saved."""
+class TrainSettings:
+    """What every worker of a training is told. `score` names the metric whose highest value marks the best state."""
 
     stage: str
-    train: TrainConfig
-    model: nn.Module
-    loss: Callable[[nn.Module, loading.Batch, torch.Generator, Worker], Loss]
-    validate: Callable[[Worker], dict[str, float]]
     score: str
-    save_model: Callable[[Path], None]
+    root: str
+    config: RunConfig
+    total_steps: int
+    resume_path: str = ""
+
+    @property
+    def train(self) -> TrainConfig:
+        """How this stage's model is fitted."""
+        train: TrainConfig = getattr(self.config, self.stage).train
+        return train
 
 
-def run(task: Task, settings: dict[str, Any], worker: Worker) -> None:
-    """Train from the latest checkpoint to `settings["total_steps"]`, reporting to Ray Train at each epoch's end."""
-    train, total = task.train, settings["total_steps"]
-    root = Root(settings["root"])
-    shards = loading.list_shards(root.stage("studies"), "train")
-    per_epoch = loading.steps_per_epoch(shards, train.batch_size, worker.world)
-    optimizer = optim.build_optimizer(task.model, train, train.batch_size * worker.world)
-    state = checkpoint.TrainState(task.model, optimizer)
-    checkpoint.restore(state, settings["resume_path"])
-    tracker = build_tracker(worker.is_first, root.stage(task.stage), state.step, total)
-    wrapped = worker.wrap(task.model)
+@dataclass(frozen=True)
+class Source:
+    """Where batches come from: shards, counted in the rows that `reader` (made with `options`) makes of them."""
+
+    shards: list[loading.ShardFile]
+    batch_size: int
+    reader: type[loading.WindowReader] = loading.WindowReader
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Fitter(Protocol):
+    """What is trained, on one worker. Every worker makes each call, and at the same time."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How far it is; the loop counts the steps."""
+
+    @property
+    def source(self) -> Source:
+        """Where its batches come from."""
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Be ready for the first step, or for the one that follows a checkpoint (the folder that `save` wrote)."""
+
+    def step(self, batch: loading.Batch) -> dict[str, Tensor | float]:
+        """Take step `schedule.step`, counted from 0; the scalars to show."""
+
+    def validate(self, tracker: Tracker) -> dict[str, float]:
+        """Tell the tracker how well the validate split is done, and return it; empty where another worker does it."""
+
+    def save(self, folder: Path) -> None:
+        """Write this worker's part of a checkpoint, if it has one; the first worker's holds the plain `model/`."""
+
+
+MakeFitter = Callable[[TrainSettings, Worker], Fitter]
+
+
+def study_source(settings: TrainSettings) -> Source:
+    """The train split's studies as they are."""
+    shards = loading.list_shards(Root(settings.root).stage("studies"), "train")
+    return Source(shards, settings.train.batch_size)
+
+
+def fit(settings: TrainSettings, make: MakeFitter) -> None:
+    """Train on this worker, from Ray Train's latest checkpoint of the run or from `resume_path`, until all is done."""
+    worker = current_worker(settings.train.precision, settings.train.threads)
+    fitter = make(settings, worker)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None and settings.resume_path:
+        checkpoint = ray.train.Checkpoint(settings.resume_path)
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        fitter.begin(Path(folder) if folder else None)
+    with open_tracker(worker.is_first, Root(settings.root).stage(settings.stage), fitter.schedule) as tracker:
+        _run(fitter, settings, worker, tracker)
+
+
+def _run(fitter: Fitter, settings: TrainSettings, worker: Worker, tracker: Tracker) -> None:
+    train, schedule, source = settings.train, fitter.schedule, fitter.source
+    per_epoch = loading.steps_per_epoch(source.shards, source.batch_size, worker.world)
     batches = loading.training_batches(
-        settings["root"],
-        shards,
-        batch_size=train.batch_size,
+        settings.root,
+        source.shards,
+        batch_size=source.batch_size,
         world=worker.world,
         rank=worker.rank,
         seed=train.seed,
-        start_step=state.step,
-        total_steps=total,
-        loaders=settings["config"].scale.loaders,
+        start_step=schedule.step,
+        total_steps=schedule.total,
+        loaders=settings.config.scale.loaders,
+        reader=source.reader,
+        options=source.options,
     )
-    shown: list[tuple[int, dict[str, Tensor]]] = []
+    shown: list[tuple[int, dict[str, Tensor | float]]] = []
     waited, began = 0.0, time.monotonic()
-    while state.step < total:
+    while not schedule.done:
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
-        shown.append((state.step + 1, _step(task, wrapped, state, batch, worker, total)))
-        state.step += 1
-        ends_epoch = state.step % per_epoch == 0 or state.step == total
-        saves = ends_epoch or (train.checkpoint_steps > 0 and state.step % train.checkpoint_steps == 0)
+        values = fitter.step(batch)
+        schedule.step += 1
+        shown.append((schedule.step, values))
+        ends_epoch = schedule.step % per_epoch == 0 or schedule.done
+        saves = ends_epoch or (train.checkpoint_steps > 0 and schedule.step % train.checkpoint_steps == 0)
         if saves or len(shown) == 10:  # reading a loss waits for the device, so not at every step
-            share = waited / max(1e-9, time.monotonic() - began)
-            for step, values in shown:
-                tracker.step(step, {**{name: float(v) for name, v in values.items()}, "wait": share})
+            read = [(step, {name: float(value) for name, value in values.items()}) for step, values in shown]
+            wait = waited / max(1e-9, time.monotonic() - began)
+            tracker.steps([(step, {**values, "wait": wait}) for step, values in read])
             shown, waited, began = [], 0.0, time.monotonic()
         if saves:
-            scores = _validate(task, state, worker, per_epoch, total) if ends_epoch else {}
-            if scores:
-                tracker.score(state.step, scores)
+            due = ends_epoch and (schedule.done or schedule.step // per_epoch % train.validate_epochs == 0)
+            scores = fitter.validate(tracker) if due else {}
             tracker.flush()
-            checkpoint.report(state, worker, task.score, scores, task.save_model)
+            _report(fitter, {settings.score: UNSCORED, **scores, **schedule.figures()})
             began = time.monotonic()
 
 
-def _step(task: Task, wrapped: nn.Module, state: checkpoint.TrainState, batch: loading.Batch, worker: Worker,
-          total: int) -> dict[str, Tensor]:  # fmt: skip
-    train = task.train
-    generator = seed_step(train.seed, state.step, worker.rank)
-    optim.set_lr(
-        state.optimizer,
-        optim.peak_lr(train, train.batch_size * worker.world) * optim.lr_at(state.step, total, train.warmup),
-    )
-    task.model.train()
-    with worker.autocast():
-        loss = task.loss(wrapped, batch, generator, worker)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.value.backward()
-    optim.clip_gradients(task.model, train.clip)
-    state.optimizer.step()
-    return {"loss": loss.value.detach(), **{name: value.detach() for name, value in loss.shown.items()}}
-
-
-def _validate(task: Task, state: checkpoint.TrainState, worker: Worker, per_epoch: int, total: int) -> dict[str, float]:
-    """The first worker scores; the others wait for it in Ray Train's barrier when they report."""
-    epoch = state.step // per_epoch
-    due = state.step == total or epoch % task.train.validate_epochs == 0
-    if not due or not worker.is_first:
-        return {}
-    task.model.eval()
-    with torch.inference_mode(), worker.autocast():
-        scores = task.validate(worker)
-    return scores
+def _report(fitter: Fitter, figures: dict[str, Any]) -> None:
+    """Tell Ray Train the figures with a checkpoint, laid together from what the workers wrote; a barrier."""
+    with tempfile.TemporaryDirectory() as folder:
+        fitter.save(Path(folder))
+        wrote = any(Path(folder).iterdir())
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder) if wrote else None)

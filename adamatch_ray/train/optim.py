@@ -1,10 +1,12 @@
 """Optimisers and the learning-rate schedule (docs/method.md 1.5)."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.optim import Lamb
-from torch import nn
+from torch import Tensor, nn
 
 from adamatch_ray.training_config import ImageTrain, TrainConfig
 
@@ -43,10 +45,46 @@ def lr_at(step: float, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
+@dataclass
+class Schedule:
+    """How far a run is, `step` finished optimiser steps of `total`, and what belongs to that place."""
+
+    total: int
+    warmup: float
+    step: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= self.total
+
+    @property
+    def share(self) -> float:
+        """Share of the peak learning rate that the next step takes."""
+        return lr_at(self.step, self.total, self.warmup)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds after which the run ends, however many steps are left then."""
+        return math.inf
+
+    def figures(self) -> dict[str, Any]:
+        """What is told of a run's progress beside its scores."""
+        return {"step": self.step}
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use this learning rate from the next step on; a group may have its own share of it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("share", 1.0)
+
+
+def descend(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor, clip: float) -> None:
+    """One step of a model down a loss, with gradients of at most the norm `clip`."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    clip_gradients(model, clip)
+    optimizer.step()
 
 
 def clip_gradients(model: nn.Module, limit: float) -> None:

@@ -3,21 +3,24 @@
 import json
 import sys
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
 from adamatch_ray.data.images import Pixels, encode_png
+from adamatch_ray.shards import Progress
 from adamatch_ray.storage import Stage
+from adamatch_ray.train.optim import Schedule
 
 
 class Tracker(Protocol):
     """What a loop tells of itself."""
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        """After an optimiser step."""
+    def steps(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """After optimiser steps: the number of each and its values."""
 
     def score(self, step: int, values: dict[str, float]) -> None:
         """After a validation."""
@@ -32,7 +35,7 @@ class Tracker(Protocol):
 class SilentTracker:
     """For the workers that do not write."""
 
-    def step(self, step: int, values: dict[str, float]) -> None:
+    def steps(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
         pass
 
     def score(self, step: int, values: dict[str, float]) -> None:
@@ -48,36 +51,24 @@ class SilentTracker:
 class RunTracker:
     """Writes to the stage: `metrics.jsonl`, `tensorboard/` and `pictures/`; a line to stderr every few seconds."""
 
-    def __init__(self, stage: Stage, start: int, total: int, interval: float = 5.0) -> None:
-        self.stage, self.total, self.interval = stage, total, interval
-        self.began: tuple[float, int] | None = None  # when the first step told of ended: it also warmed everything up
-        self.shown = 0.0
+    def __init__(self, stage: Stage, schedule: Schedule, folder: Path) -> None:
+        """`folder` is a local one of the tracker's own, for as long as it is used."""
+        self.stage, self.schedule, self.folder = stage, schedule, folder
+        start = schedule.step
+        self.progress = Progress(stage.name, schedule.total, "steps", done=start)
         rows = (stage.read_text("metrics.jsonl") or "").splitlines() if start else []
         # A resumed run repeats the steps after its checkpoint, so their old rows go.
         self.rows = [row for row in rows if json.loads(row)["step"] <= start]
-        self.folder = Path(tempfile.mkdtemp(prefix="tensorboard-"))
-        self.board = SummaryWriter(str(self.folder), purge_step=start or None)
+        self.board = SummaryWriter(str(folder), purge_step=start or None)
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        self._write(step, values, "train")
-        now = time.monotonic()
-        if now - self.shown >= self.interval or step == self.total:
-            self.shown = now
-            print(
-                f"{self.stage.name} {step}/{self.total} · {_text(values)} · ETA {self._left(now, step)}",
-                file=sys.stderr,
-            )
-
-    def _left(self, now: float, step: int) -> str:
-        if self.began is None:
-            self.began = (now, step)
-            return "-"
-        since, first = self.began
-        return _clock((now - since) / max(1, step - first) * (self.total - step))
+    def steps(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        for step, values in rows:
+            self._write(step, values, "train")
+        self.progress.add(len(rows), _text(rows[-1][1]), self.schedule.seconds_left)
 
     def score(self, step: int, values: dict[str, float]) -> None:
         self._write(step, values, "validate")
-        print(f"{self.stage.name} {step}/{self.total} · validate: {_text(values)}", file=sys.stderr)
+        print(f"{self.stage.name} {step}/{self.schedule.total} · validate: {_text(values)}", file=sys.stderr)
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         self.board.add_image(name, pixels, step, dataformats="HW")
@@ -95,15 +86,19 @@ class RunTracker:
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
 
-def build_tracker(is_first: bool, stage: Stage, start: int, total: int) -> Tracker:
+@contextmanager
+def open_tracker(is_first: bool, stage: Stage, schedule: Schedule) -> Iterator[Tracker]:
     """The writing tracker for the first worker, a silent one for the others."""
-    return RunTracker(stage, start, total) if is_first else SilentTracker()
+    if not is_first:
+        yield SilentTracker()
+        return
+    with tempfile.TemporaryDirectory(prefix="tensorboard-") as folder:
+        tracker = RunTracker(stage, schedule, Path(folder))
+        try:
+            yield tracker
+        finally:
+            tracker.board.close()
 
 
 def _text(values: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
