@@ -31,7 +31,7 @@ from adamatch_ray.pipeline.hints import KEYPATCHES, KEYWORDS, HintCache
 from adamatch_ray.schema import HINTS
 from adamatch_ray.storage import Manifest, Root
 from adamatch_ray.train.distributed import Worker
-from adamatch_ray.train.llm_checkpoint import check_resume, convert
+from adamatch_ray.train.llm_checkpoint import check_resume, convert, refuse_other_workers
 from adamatch_ray.train.llm_plan import plan_llm
 from adamatch_ray.train.llm_records import DIRECTIONS, RecordReader, record_shards, to_examples
 
@@ -268,6 +268,17 @@ def test_zero_2_on_two_workers_is_one_process_and_goes_on_exactly(tmp_path: Path
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path / "end-2-0" / "model"))
     rows = len(AutoTokenizer.from_pretrained(str(tmp_path / "end-2-0" / "model"))) + 16
     assert plain.get_output_embeddings().weight.shape == (rows, 32)
+
+
+@pytest.mark.parametrize(("zero_stage", "muon", "offered"), [(2, False, True), (0, False, False), (2, True, False)])
+def test_other_workers_are_offered_to_convert_only_what_can_be_converted(
+    zero_stage: int, muon: bool, offered: bool
+) -> None:
+    said = {"workers": 2, "zero_stage": zero_stage, "muon": muon}
+    fix = r"convert --resume /c$" if offered else r"--llm\.name_or_path /c/model --run-name NAME$"
+    with pytest.raises(ValueError, match=fix) as raised:
+        refuse_other_workers(said, 1, zero_stage, "/c")
+    assert ("convert" in str(raised.value)) == offered
 
 
 @pytest.mark.slow
