@@ -44,7 +44,7 @@ class AdaMatchFitter(ModelFitter):
 
     def loss(self, batch: loading.Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device, text, reports = self.worker.device, self.config.text, list(batch["report"])
-        crops = random_crops(len(batch["image"]), self.train.crop, generator)
+        crops = random_crops(len(batch["image"]), self.stage.train.crop, generator)
         image = model_input(batch["image"], self.config.image.image_size, device, crops)
         embeddings = self.wrapped(image, text_encoder.tokenize(self.tokenizer, reports, text.max_tokens).to(device))
         if self.aligned is not None:

@@ -37,7 +37,7 @@ class EncoderFitter(ModelFitter):
         super().__init__(settings, worker, model)
 
     def loss(self, batch: loading.Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        crops = random_crops(len(batch["image"]), self.train.crop, generator)
+        crops = random_crops(len(batch["image"]), self.stage.train.crop, generator)
         logits = self.wrapped(model_input(batch["image"], self.image.image_size, self.worker.device, crops)).float()
         return masked_bce(logits, targets(batch["labels"], self.stage).to(self.worker.device)), {}
 
