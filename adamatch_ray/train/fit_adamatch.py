@@ -104,8 +104,8 @@ def prepare_tokenizer(root: Root, text: TextEncoderConfig) -> None:
 def _tokenizer(root: Root, text: TextEncoderConfig) -> Any:
     if text.name_or_path:
         return text_encoder.load_tokenizer(text.name_or_path)
-    with tempfile.TemporaryDirectory() as folder:
-        return text_encoder.load_tokenizer(root.stage("adamatch").download("tokenizer", Path(folder)))
+    with root.stage("adamatch").local("tokenizer") as folder:
+        return text_encoder.load_tokenizer(folder)
 
 
 def _initialise(model: adamatch.AdaMatch, root: Root, init: str) -> None:
@@ -115,8 +115,8 @@ def _initialise(model: adamatch.AdaMatch, root: Root, init: str) -> None:
     if init != "encoder":
         load_published(model.image, load_published_file(init), drop_head=True)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        weights = load_file(root.stage("encoder").download("model", Path(folder)) / "model.safetensors")
+    with root.stage("encoder").local("model") as folder:
+        weights = load_file(folder / "model.safetensors")
     wanted = model.image.state_dict()
     missing = sorted(set(wanted) - set(weights)) + [
         k for k in wanted if k in weights and wanted[k].shape != weights[k].shape

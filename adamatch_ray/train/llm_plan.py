@@ -10,7 +10,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from adamatch_ray.codebooks import TextualCodebook
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
-from adamatch_ray.engines.image_tokens import fingerprint, load_pretrained
+from adamatch_ray.engines.image_tokens import fingerprint
+from adamatch_ray.engines.loader import load_vqgan
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
 from adamatch_ray.models.llm import check_fit
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
@@ -24,8 +25,7 @@ def plan_llm(root: Root, stage: LLMStage) -> TokenLayout:
     Raises ValueError naming both sides: the token cache is of another VQ-GAN, the tokenizer does not fit the
     checkpoint, or its context is too short for one image.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        model = load_pretrained(root.stage("vqgan").download("model", Path(folder)))
+    model = load_vqgan(root)
     quantizer, codes, grid = fingerprint(model), model.config.codes, (model.config.grid, model.config.grid)
     _check_cache(root, quantizer)
     with tempfile.TemporaryDirectory() as folder:
