@@ -95,6 +95,12 @@ def test_sizes_that_the_data_cannot_hold_are_refused_before_anything_is_allocate
     assert peak < 1 << 20
 
 
+def test_a_jpeg_as_thin_as_a_line_is_read() -> None:
+    """Pillow divides by the side that it is asked for."""
+    decoded = decode(_saved(Image.new("CMYK", (4000, 1)), "JPEG"), max_side=32)
+    assert (decoded.height, decoded.width) == (1, 4000)
+
+
 def _saved(image: Image.Image, kind: str) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind)

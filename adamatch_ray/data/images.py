@@ -142,7 +142,7 @@ def _jpeg_by_pillow(data: bytes, wanted: int, max_pixels: int) -> Decoded:
             check_promise(height * width, len(data), _JPEG_PIXELS)
             if wanted:
                 scale = max(1.0, max(image.size) / wanted)
-                image.draft(None, (int(width / scale), int(height / scale)))
+                image.draft(None, (max(1, int(width / scale)), max(1, int(height / scale))))
             return Decoded(np.asarray(image.convert("L")), height, width)
     except BadImage:
         raise
