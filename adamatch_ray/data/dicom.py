@@ -44,7 +44,7 @@ _FAMILIES = {
 _GRAYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE_COLOR")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 _ITEM = b"\xfe\xff\x00\xe0"
-_CODED_PIXELS, _RUN_BYTES = 4096, 64
+_CODED_PIXELS, _RUN_BYTES = 1024, 64
 # The most that a byte can hold: of a codestream, far more than of any picture; of RLE, a run of 128 in two bytes.
 _INFLATED_PIXEL, _INFLATED_RATIO = 8, 100
 # A pixel of a deflated DICOM may take so many bytes, header included (16-bit colour: six), and deflate pack so well.
