@@ -256,3 +256,8 @@ def test_pixels_left_unpacked_under_a_compressed_syntax_are_read() -> None:
     made = dataset()
     whole = saved(made).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
     assert off(whole) <= 2
+
+
+def test_an_empty_element_of_an_unknown_vr_is_an_empty_element() -> None:
+    data = dicom(PixelData=Raw("OW", b""))
+    assert reason(data.replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00O?")) == "DICOM without pixel data"

@@ -237,7 +237,7 @@ def _codestream(frame: bytes) -> _Codestream | None:
     if begin >= 0 and len(head) >= begin + 43:
         x1, y1, x0, y0 = struct.unpack(">4I", head[begin + 8 : begin + 24])
         (samples,) = struct.unpack(">H", head[begin + 40 : begin + 42])
-        return _Codestream("JPEG 2000", y1 - y0, x1 - x0, (head[begin + 42] & 127) + 1, samples)
+        return _Codestream("JPEG 2000", max(0, y1 - y0), max(0, x1 - x0), (head[begin + 42] & 127) + 1, samples)
     position = 2 if head.startswith(b"\xff\xd8") else len(head)
     while position + 10 <= len(head) and head[position] == 0xFF:
         marker, length = head[position + 1], int.from_bytes(head[position + 2 : position + 4], "big")

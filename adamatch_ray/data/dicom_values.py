@@ -19,7 +19,8 @@ def raw_value(dataset: Dataset, keyword: str) -> Any:
     """An element's value as it lies in the file (bytes), or as it was set; None where it is absent."""
     tag = tag_for_keyword(keyword)
     assert tag is not None, keyword
-    return dataset.get_item(tag).value if tag in dataset else None
+    # pydicom would convert an empty element by its VR, and raise where it does not know that.
+    return dataset.get_item(tag, keep_deferred=True).value if tag in dataset else None
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
