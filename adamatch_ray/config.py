@@ -80,6 +80,31 @@ class AdaMatchStage(AdaMatchConfig):
 
 
 @dataclass(frozen=True)
+class PlaceTrain(TrainConfig):
+    """How the place head is fitted; the paper has none, so these defaults are the project's own."""
+
+    epochs: int = option(4, "passes over the train split")
+    batch_size: int = option(16, "studies per worker and step")
+    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser")
+    lr: float = option(4e-3, "peak learning rate")
+    warmup: float = option(0.1, "share of the steps with rising learning rate; cosine decay follows")
+    clip: float = option(1.0, "largest gradient norm")
+
+
+@dataclass(frozen=True)
+class PlaceStage:
+    """The place head on a frozen AdaMatch (docs/method.md 1.6)."""
+
+    head: Literal["none", "words"] = option(
+        "none", "none: the patches alone tell where a word is (paper); words: a head learns it from the reports' words"
+    )
+    width: int = option(32, "channels of the head")
+    dim: int = option(32, "dimension in which places and words are compared")
+    negatives: int = option(4, "findings of other reports that each image is told it lacks")
+    train: PlaceTrain = field(default_factory=PlaceTrain)
+
+
+@dataclass(frozen=True)
 class CodebooksConfig:
     """Keywords and keypatches of the train split (docs/method.md 2)."""
 
@@ -205,6 +230,7 @@ class RunConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     encoder: EncoderStage = field(default_factory=EncoderStage)
     adamatch: AdaMatchStage = field(default_factory=AdaMatchStage)
+    place: PlaceStage = field(default_factory=PlaceStage)
     codebooks: CodebooksConfig = field(default_factory=CodebooksConfig)
     vqgan: VQGANStage = field(default_factory=VQGANStage)
     tokens: TokensConfig = field(default_factory=TokensConfig)

@@ -25,6 +25,13 @@ class CanvasImage(NamedTuple):
         """Where its boxes lie on the original."""
         return Geometry(self.height, self.width, self.pixels.shape[-1])
 
+    def shows(self, boxes_P4: Boxes) -> NDArray[np.bool_]:
+        """Whether the middle of each unit box of the canvas lies on the image, not on the padding beside it."""
+        place = self.geometry
+        x, y = ((boxes_P4[:, i] + boxes_P4[:, i + 2]) / 2 * place.canvas for i in (0, 1))
+        across = (place.left <= x) & (x <= place.left + place.inner_width)
+        return np.asarray(across & (place.top <= y) & (y <= place.top + place.inner_height))
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -47,11 +47,13 @@ def _not_scored(config: "RunConfig") -> set[str]:
     scored_from = {"studies"}
     if "images" in tables:
         scored_from.add("encoder")
+    if "localization" in tables and config.place.head != "none":
+        scored_from.add("place")
     if tables & {"retrieval", "localization", "cycle"}:
         scored_from.add("adamatch")
     if tables & {"reports", "images", "cycle"} and not config.evaluate.predictions:
         scored_from.add("generations")
-    return {"studies", "encoder", "adamatch", "generations"} - scored_from
+    return {"studies", "encoder", "adamatch", "place", "generations"} - scored_from
 
 
 def _scored_files(config: "RunConfig") -> dict[str, str]:
@@ -85,6 +87,7 @@ _TABLE = (
         served=True,
         unused=lambda config: () if config.adamatch.init == "encoder" else ("encoder",),
     ),
+    StageSpec("place", "train_place", ("studies", "adamatch"), ("place",), trained=True),
     StageSpec("codebooks", "build_codebooks", ("studies", "adamatch"), ("codebooks",), served=True),
     StageSpec(
         "vqgan",
@@ -114,7 +117,7 @@ _TABLE = (
     StageSpec(
         "metrics",
         "evaluate",
-        ("studies", "encoder", "adamatch", "generations"),
+        ("studies", "encoder", "adamatch", "place", "generations"),
         ("evaluate",),
         unused=_not_scored,
         beside=_scored_files,

@@ -79,6 +79,21 @@ def _adamatch(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     return _training("adamatch", config, counts, hardware, model, lines)
 
 
+def _place(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
+    if config.place.head == "none":
+        return Plan("place", 0.0, 0.0, 0.0, "nothing is trained", ())
+    image, place = _image(config), config.place
+    side = 2 * image.image_size // image.patch_size
+    mixer = place.width * (4 * place.width + 9)
+    parameters = 4 * mixer + sum(image.dims[:3]) * place.width + (9 * 12 + place.dim + config.adamatch.dim) * place.width
+    # The finest level has most of the places; the frozen encoder runs forward only, so its third counts.
+    encoder = sum(stage.operations for stage in arithmetic.pvt_stages(image)[:3])
+    forward = 2 * side**2 * (mixer + (9 * 12 + place.dim) * place.width) * 4 // 3 + encoder // 3
+    lines = [f"parameters {millions(parameters)}", f"operations {giga(forward)} forward an image"]
+    kept = 4 * side**2 * 12 * place.width
+    return _training("place", config, place.train, counts, hardware, parameters, forward, kept, lines)
+
+
 def _training(
     stage: str, config: RunConfig, counts: Counts, hardware: Hardware, model: Counted, lines: list[str]
 ) -> Plan:
@@ -328,6 +343,7 @@ PLANS: dict[str, Callable[[RunConfig, Counts, Hardware], Plan]] = {
     "studies": _studies,
     "encoder": _encoder,
     "adamatch": _adamatch,
+    "place": _place,
     "codebooks": _codebooks,
     "vqgan": _vqgan,
     "tokens": _tokens,

@@ -23,6 +23,7 @@ LEADING_FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleura
 _RANK = {None: 0, 0.0: 1, -1.0: 2, 1.0: 3}
 _NO_FINDING = CHEXPERT_LABELS.index("No Finding")
 _DEVICES = CHEXPERT_LABELS.index("Support Devices")
+_SPACE = re.compile(r"\s")
 _NOT = re.compile(r"\b(?:not|non)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|(?<=\w)\.(?=[a-z])")
 
@@ -66,6 +67,14 @@ class RuleLabeler:
         """Labels of reports (findings and impression), in order. An empty report gives `No Finding` None."""
         return [self._label_report(report) for report in reports]
 
+    def value_at(self, report: str, start: int, stop: int) -> float:
+        """Value of what a report names at [start, stop): 1 present, 0 absent, -1 uncertain."""
+        ends = [0, *(end.end() for end in _SENTENCE_END.finditer(report.lower())), len(report)]
+        begin = max(end for end in ends if end <= start)
+        sentence = _SPACE.sub(" ", report.lower()[begin : min(end for end in ends if end >= stop)]).rstrip(".!? ")
+        text = self._without_neutral(sentence)
+        return self._value(text, start - begin, stop - begin, self._breaks(text))
+
     def _label_report(self, report: str) -> Labels:
         values: list[float | None] = [None] * len(CHEXPERT_LABELS)
         seen = False
@@ -80,18 +89,27 @@ class RuleLabeler:
         return tuple(values)
 
     def _label_sentence(self, sentence: str) -> list[tuple[int, float]]:
-        text = self._neutral.sub(lambda match: " " * len(match.group()), sentence)
+        text = self._without_neutral(sentence)
         found = [(number, 0.0) for number, pattern in self._absent.items() if pattern.search(text)]
-        breaks = [(match.start(), match.end()) for match in self._break.finditer(text)]
+        breaks = self._breaks(text)
         signs = [(number, pattern, -1.0) for number, pattern in self._suggested.items()]
         for number, pattern, most in [(number, pattern, 1.0) for number, pattern in self._present.items()] + signs:
             for match in pattern.finditer(text):
-                start = max((end for _, end in breaks if end <= match.start()), default=0)
-                stop = min((begin for begin, _ in breaks if begin >= match.end()), default=len(text))
-                before, after = text[start : match.start()], text[match.end() : stop].partition(",")[0]
-                value = self._assertion(before, match.group(), after)
+                value = self._value(text, match.start(), match.end(), breaks)
                 found.append((number, most if value == 1.0 else value))
         return found
+
+    def _without_neutral(self, sentence: str) -> str:
+        return self._neutral.sub(lambda match: " " * len(match.group()), sentence)
+
+    def _breaks(self, text: str) -> list[tuple[int, int]]:
+        return [(match.start(), match.end()) for match in self._break.finditer(text)]
+
+    def _value(self, text: str, start: int, stop: int, breaks: list[tuple[int, int]]) -> float:
+        """Value of the mention at [start, stop), judged by the words around it as far as the next breaks."""
+        first = max((end for _, end in breaks if end <= start), default=0)
+        last = min((begin for begin, _ in breaks if begin >= stop), default=len(text))
+        return self._assertion(text[first:start], text[start:stop], text[stop:last].partition(",")[0])
 
     def _assertion(self, before: str, mention: str, after: str) -> float:
         """Value of a mention from what follows it, else from the nearest cue before it, else from an alternative."""

@@ -15,6 +15,7 @@ from adamatch_ray.model_config import TextEncoderConfig
 from adamatch_ray.models import text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, ImageEmbeddings, TextEmbeddings
 from adamatch_ray.models.inputs import model_input
+from adamatch_ray.models.pvt import StageOutput
 from adamatch_ray.storage import Stage
 
 
@@ -37,6 +38,14 @@ class ReportWord(NamedTuple):
     rows: slice
 
 
+class Look(NamedTuple):
+    """Images as the model takes them [B, 3, S, S], what its stages say of them, and their patches."""
+
+    input_BCHW: Tensor
+    stages: list[StageOutput]
+    patches: ImageEmbeddings
+
+
 class Embedder:
     """A frozen AdaMatch on its device."""
 
@@ -44,10 +53,17 @@ class Embedder:
         self.device = torch.device(device)
         self.model, self.tokenizer = model.to(self.device), tokenizer
 
+    def images(self, canvas_BHW: np.ndarray, crop_B4: Tensor | None = None) -> ImageEmbeddings:
+        """Patches of uint8 canvases [B, S, S]; of each only the unit box `crop_B4`, when given."""
+        return self.look(canvas_BHW, crop_B4).patches
+
     @torch.inference_mode()
-    def images(self, canvas_BHW: np.ndarray) -> ImageEmbeddings:
-        """Patches of uint8 canvases [B, S, S]."""
-        return self.model.embed_images(model_input(canvas_BHW, self.model.sizes.image.image_size, self.device))
+    def look(self, canvas_BHW: np.ndarray, crop_B4: Tensor | None = None, stages: int = 0) -> Look:
+        """As `images`, with what the stages say: as far as the matched one, and at least the first `stages`."""
+        image = model_input(canvas_BHW, self.model.sizes.image.image_size, self.device, crop_B4)
+        matched = self.model.sizes.adamatch.stage
+        outputs = self.model.image.forward_stages(image, max(stages, matched))
+        return Look(image, outputs, self.model.project(outputs[matched - 1]))
 
     @torch.inference_mode()
     def reports(self, reports: Sequence[str]) -> TextEmbeddings:

@@ -34,6 +34,14 @@ class Found(NamedTuple):
     group: str
 
 
+class Span(NamedTuple):
+    """Where an entity stands in a report in lower case: [start, stop)."""
+
+    found: Found
+    start: int
+    stop: int
+
+
 class EntityFinder(Protocol):
     """Finds entities."""
 
@@ -67,16 +75,19 @@ class LexiconEntities:
 
     def find(self, reports: Sequence[str]) -> list[list[Found]]:
         """The distinct entities of each report, in reading order."""
-        return [list(dict.fromkeys(self._in_report(report))) for report in reports]
+        return [list(dict.fromkeys(span.found for span in self.spans(report))) for report in reports]
 
-    def _in_report(self, report: str) -> Iterator[Found]:
-        for words in _runs(report.lower()):
+    def spans(self, report: str) -> Iterator[Span]:
+        """Every mention of an entity, in reading order."""
+        for run in _runs(report.lower()):
+            words = [match.group() for match in run]
             start = 0
             while start < len(words):
                 lengths = range(min(self._longest, len(words) - start), 0, -1)
                 size = next((n for n in lengths if tuple(words[start : start + n]) in self._terms), 0)
                 if size:
-                    yield self._terms[tuple(words[start : start + size])]
+                    found = self._terms[tuple(words[start : start + size])]
+                    yield Span(found, run[start].start(), run[start + size - 1].end())
                 start += max(1, size)
 
 
@@ -189,15 +200,15 @@ def _phrases(lexicon: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[tuple[s
     return plurals | terms
 
 
-def _runs(lowered: str) -> Iterator[list[str]]:
+def _runs(lowered: str) -> Iterator[list[re.Match[str]]]:
     """Words of a text that follow one another with nothing but spaces or hyphens in between."""
-    words: list[str] = []
+    words: list[re.Match[str]] = []
     end = 0
     for match in _WORD.finditer(lowered):
         if lowered[end : match.start()].strip(" \t\n-"):
             yield words
             words = []
-        words.append(match.group())
+        words.append(match)
         end = match.end()
     yield words
 

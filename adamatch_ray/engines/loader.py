@@ -12,8 +12,9 @@ from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.engines.generation import GenerationEngine
 from adamatch_ray.engines.image_tokens import ImageTokenizer
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig, PVTConfig, from_dict
-from adamatch_ray.models import adamatch
+from adamatch_ray.models import adamatch, place_head
 from adamatch_ray.models.llm import load_llm
+from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.vqgan_io import load_pretrained
@@ -26,6 +27,18 @@ def load_embedder(root: Root, device: str = "cpu") -> Embedder:
     stage.require()
     with stage.local("model") as folder:
         return Embedder(*adamatch.load(folder), device)
+
+
+def load_place_head(root: Root, device: str = "cpu") -> PlaceHead | None:
+    """The place head; None where there is none. ValueError where it was made for another AdaMatch than the root's."""
+    stage = root.stage("place")
+    manifest = stage.manifest()
+    if manifest is None:
+        return None
+    if manifest.parents.get("adamatch") != root.stage("adamatch").require().fingerprint:
+        raise ValueError(f"{stage.uri} was made for another AdaMatch; run: python jobs/train_place.py --overwrite")
+    with stage.local("model") as folder:
+        return place_head.load(folder).to(device)
 
 
 def load_classifier(root: Root, device: str = "cpu") -> DiseaseClassifier:

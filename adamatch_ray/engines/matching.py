@@ -15,12 +15,12 @@ from torch import Tensor
 
 from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
 from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
-from adamatch_ray.engines.loader import load_embedder
+from adamatch_ray.engines.loader import load_embedder, load_place_head
+from adamatch_ray.engines.placing import Phrase, Placer, Sight
+from adamatch_ray.engines.regions import Box, Region
 from adamatch_ray.geometry import CanvasImage, box_iou
+from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.storage import Root
-
-Box = tuple[float, float, float, float]
-"""xyxy in pixels of an original image."""
 
 SAME_PLACE = 0.5
 """Intersection over union from which two boxes of one study show the same."""
@@ -50,22 +50,29 @@ class Match(NamedTuple):
     """The words of a report with the boxes of its image: cosine similarities [N, P], boxes in original pixels.
 
     A patch whose middle lies on the padding, beside the image, shows nothing: its similarity is -1 with every word.
+    regions: where each word is seen, as one shape; that of its phrase where it is in one, None where that is denied.
     """
 
     words: tuple[str, ...]
     similarity_NP: NDArray[np.float32]
     boxes_P4: NDArray[np.float32]
     fixed_boxes_P4: NDArray[np.float32]
+    phrases: tuple[Phrase, ...] = ()
+    regions: tuple[Region | None, ...] = ()
 
 
 class _Patches(NamedTuple):
-    """Patches of one image: all heads [H, P, D], the head that tells the place, which lie on the image, boxes."""
+    """Patches of one image: all heads [H, P, D], the head that tells the place, which lie on the image, boxes.
+
+    sight: what words are placed by, where that was asked for.
+    """
 
     heads_HPD: Tensor
     place_PD: Tensor
     shown_P: Tensor
     boxes_P4: NDArray[np.float32]
     fixed_boxes_P4: NDArray[np.float32]
+    sight: Sight | None
 
 
 class MatchingEngine:
@@ -76,9 +83,18 @@ class MatchingEngine:
     """
 
     def __init__(
-        self, embedder: Embedder, textual: TextualCodebook | None = None, visual: VisualCodebook | None = None
+        self,
+        embedder: Embedder,
+        textual: TextualCodebook | None = None,
+        visual: VisualCodebook | None = None,
+        place: PlaceHead | None = None,
+        *,
+        shifted: bool = False,
     ) -> None:
-        """Raises ValueError for a codebook of other dimensions, or of two AdaMatch stages."""
+        """`shifted`: place words by 16 shifted views of an image as well.
+
+        Raises ValueError for a codebook of other dimensions, or of two AdaMatch stages.
+        """
         codebooks = [codebook for codebook in (textual, visual) if codebook is not None]
         for codebook in codebooks:
             codebook.require(codebooks[0].model, embedder.model.sizes.adamatch.dim)
@@ -86,6 +102,7 @@ class MatchingEngine:
         self.entity_words = frozenset(textual.provenance.get("words", ()) if textual is not None else ())
         self._entity_KD = None if textual is None else textual.feature_KD.to(embedder.device)
         self._entry_KD = None if visual is None else visual.feature_KD.to(embedder.device)
+        self._placer = Placer(embedder, place, shifted)
         self._tokenizing = Lock()  # a fast tokenizer keeps its padding in itself and refuses a second thread
 
     @classmethod
@@ -97,7 +114,7 @@ class MatchingEngine:
         embedder = load_embedder(root, device)
         textual.require(model, embedder.model.sizes.adamatch.dim)
         visual.require(model, embedder.model.sizes.adamatch.dim)
-        return cls(embedder, textual, visual)
+        return cls(embedder, textual, visual, load_place_head(root, device))
 
     @torch.inference_mode()
     def keywords(self, images: Sequence[CanvasImage], count: int = 15) -> list[list[Keyword]]:
@@ -162,17 +179,20 @@ class MatchingEngine:
     def match(self, images: Sequence[CanvasImage], reports: Sequence[str]) -> list[Match]:
         """Each image with its own report, word by word as the report has them; a blank image matches no word."""
         answers = []
-        for patches, (words, word_ND) in zip(self._patches(images), self._words(reports), strict=True):
-            if patches is None:
+        seen = zip(images, reports, self._patches(images, placing=True), self._words(reports), strict=True)
+        for image, report, patches, (words, word_ND) in seen:
+            if patches is None or patches.sight is None:
                 nothing = np.zeros((0, 4), np.float32)
                 answers.append(Match((), np.zeros((0, 0), np.float32), nothing, nothing))
                 continue
             similarity_NP = (word_ND @ patches.place_PD.T).masked_fill(~patches.shown_P, -1.0)
             texts = tuple(word.text for word in words)
-            answers.append(Match(texts, similarity_NP.cpu().numpy(), patches.boxes_P4, patches.fixed_boxes_P4))
+            placed = self._placer.place(image, patches.sight, report, words, word_ND)
+            boxes = patches.boxes_P4, patches.fixed_boxes_P4
+            answers.append(Match(texts, similarity_NP.cpu().numpy(), *boxes, *placed))
         return answers
 
-    def _patches(self, images: Sequence[CanvasImage]) -> list[_Patches | None]:
+    def _patches(self, images: Sequence[CanvasImage], placing: bool = False) -> list[_Patches | None]:
         """Patches of each image in the order given, None for a blank one. Canvases may be of several sizes."""
         answers: list[_Patches | None] = [None] * len(images)
         sides: dict[int, list[int]] = {}
@@ -180,16 +200,21 @@ class MatchingEngine:
             if not _is_blank(image):
                 sides.setdefault(image.pixels.shape[-1], []).append(number)
         for numbers in sides.values():
-            found = self.embedder.images(np.stack([images[number].pixels for number in numbers]))
+            group = [images[number] for number in numbers]
+            stages = self._placer.stages if placing else 0
+            look = self.embedder.look(np.stack([image.pixels for image in group]), stages=stages)
+            sights = self._placer.sights(group, look) if placing else [None] * len(group)
+            found = look.patches
             place_BPD, fixed_P4 = self.embedder.places(found), found.fixed_boxes_P4.cpu().numpy()
             for b, number in enumerate(numbers):
                 geometry, boxes_P4 = images[number].geometry, found.boxes_BP4[b].cpu().numpy()
                 answers[number] = _Patches(
                     torch.stack([head[b] for head in found.heads]),
                     place_BPD[b],
-                    torch.from_numpy(_lie_on(boxes_P4, images[number])).to(self.embedder.device),
+                    torch.from_numpy(images[number].shows(boxes_P4)).to(self.embedder.device),
                     geometry.to_original(boxes_P4).astype(np.float32),
                     geometry.to_original(fixed_P4).astype(np.float32),
+                    sights[b],
                 )
         return answers
 
@@ -216,14 +241,6 @@ def _is_blank(image: CanvasImage) -> bool:
     place = image.geometry
     inner = image.pixels[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width]
     return bool(inner.min() == inner.max())
-
-
-def _lie_on(boxes_P4: NDArray[np.float32], image: CanvasImage) -> NDArray[np.bool_]:
-    """Whether the middle of each unit box of the canvas lies on the image, not on the padding beside it."""
-    place = image.geometry
-    x, y = ((boxes_P4[:, i] + boxes_P4[:, i + 2]) / 2 * place.canvas for i in (0, 1))
-    across = (place.left <= x) & (x <= place.left + place.inner_width)
-    return np.asarray(across & (place.top <= y) & (y <= place.top + place.inner_height))
 
 
 def _shows_the_same(patch: Keypatch, other: Keypatch) -> bool:

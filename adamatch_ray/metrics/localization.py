@@ -113,6 +113,15 @@ def summarize(rows: Sequence[LocalizedPhrase]) -> Summary:
     return Summary(findings, _averages(by_finding)._replace(phrases=len(rows)), micro)
 
 
+def roc_auc(shown: Sequence[float], lacks: Sequence[float]) -> float:
+    """How often a value of `shown` is above one of `lacks`, ties counting half; NaN where either is empty."""
+    if not len(shown) or not len(lacks):
+        return float("nan")
+    low = np.sort(np.asarray(lacks, dtype=np.float64))
+    below = (np.searchsorted(low, shown, "left") + np.searchsorted(low, shown, "right")) / 2
+    return float(below.mean() / len(low))
+
+
 def similarity_map(similarity_P: Array, boxes_P4: Array, height: int, width: int) -> Array:
     """Mean similarity [GRID, GRID] of the boxes over each cell of the image, weighted by the share they cover.
 

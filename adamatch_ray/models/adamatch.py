@@ -76,7 +76,7 @@ class AdaMatch(nn.Module):
 
     def embed_images(self, image_BCHW: Tensor) -> ImageEmbeddings:
         """Patches of images in [-1, 1], [B, 3, S, S] with S = `image.image_size`."""
-        return self._project(self._matched_stage(image_BCHW))
+        return self.project(self._matched_stage(image_BCHW))
 
     def embed_reports(self, tokens: Tokens) -> TextEmbeddings:
         """Words of reports (see `text_encoder.tokenize`)."""
@@ -89,12 +89,13 @@ class AdaMatch(nn.Module):
         temperature = self.log_temperature.exp().clamp(min=0.01, max=1.0)
         stage = self._matched_stage(image_BCHW)
         findings = None if self.image.head is None else self.image.judge_patches(stage.tokens_BPC).logit_BL
-        return Embeddings(self._project(stage), self.embed_reports(tokens), temperature, findings)
+        return Embeddings(self.project(stage), self.embed_reports(tokens), temperature, findings)
 
     def _matched_stage(self, image_BCHW: Tensor) -> StageOutput:
         return self.image.forward_stages(image_BCHW, last_stage=self.sizes.adamatch.stage)[-1]
 
-    def _project(self, stage: StageOutput) -> ImageEmbeddings:
+    def project(self, stage: StageOutput) -> ImageEmbeddings:
+        """Patches of the matched stage's output."""
         features = {"mixed": stage.tokens_BPC, "local": stage.local_tokens_BPC}
         heads = tuple(F.normalize(self.image_heads[name](features[name]).float(), dim=-1) for name in self.head_names)
         return ImageEmbeddings(heads, stage.boxes_BP4, stage.fixed_boxes_P4)
