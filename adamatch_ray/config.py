@@ -29,7 +29,7 @@ from adamatch_ray.model_config import (
     VQLossConfig,
     option,
 )
-from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, LoRAConfig, VQGANTrain
+from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, LoRAConfig, PlaceTrain, VQGANTrain
 from adamatch_ray.training_config import TrainConfig as TrainConfig
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
@@ -77,18 +77,6 @@ class AdaMatchStage(AdaMatchConfig):
 
     init: str = option("encoder", "image weights: encoder (that stage), none, or a published PVT/DPT file (.pth)")
     train: ImageTrain = field(default_factory=ImageTrain)
-
-
-@dataclass(frozen=True)
-class PlaceTrain(TrainConfig):
-    """How the place head is fitted; the paper has none, so these defaults are the project's own."""
-
-    epochs: int = option(4, "passes over the train split")
-    batch_size: int = option(16, "studies per worker and step")
-    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser")
-    lr: float = option(4e-3, "peak learning rate")
-    warmup: float = option(0.1, "share of the steps with rising learning rate; cosine decay follows")
-    clip: float = option(1.0, "largest gradient norm")
 
 
 @dataclass(frozen=True)

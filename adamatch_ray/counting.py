@@ -32,6 +32,7 @@ from adamatch_ray.models import text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, AdaMatchSizes
 from adamatch_ray.models.folded_neox import FoldedNeoX, why_not_folded
 from adamatch_ray.models.llm import scratch_config
+from adamatch_ray.models.place_head import STAGES, PlaceHead, PlaceSizes
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.text_encoder import TextEncoder
 from adamatch_ray.models.vqgan import VQGAN
@@ -128,6 +129,16 @@ def adamatch(sizes: AdaMatchSizes, words: int) -> tuple[Counted, Counted]:
         text = _counted(model, lambda: model.text_head(model.text.bert(input_ids=ids).last_hidden_state))
         ours = parameters(model.image) + parameters(model.image_heads)
     return image._replace(parameters=ours), text._replace(parameters=text.parameters - ours)
+
+
+@cache
+def place(image: PVTConfig, sizes: PlaceSizes) -> Counted:
+    """The place head alone; an item is an image."""
+    with FakeTensorMode():
+        head, encoder = PlaceHead(sizes), PyramidVisionTransformer(image)
+        with torch.no_grad():
+            stages = encoder.forward_stages(_image(image), STAGES)
+        return _counted(head, lambda: head(_image(image), stages))
 
 
 @cache

@@ -11,6 +11,7 @@ from adamatch_ray import counting
 from adamatch_ray.config import RunConfig, TrainConfig
 from adamatch_ray.counting import Counted, CountedLLM
 from adamatch_ray.models.adamatch import AdaMatchSizes, image_config
+from adamatch_ray.models.place_head import PlaceSizes
 from adamatch_ray.plan import Counts, Hardware, Plan, clock, giga, millions, size
 
 REPORT_TOKENS = 100
@@ -81,17 +82,16 @@ def _adamatch(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 def _place(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     if config.place.head == "none":
-        return Plan("place", 0.0, 0.0, 0.0, "nothing is trained", ())
-    image, place = _image(config), config.place
-    side = 2 * image.image_size // image.patch_size
-    mixer = place.width * (4 * place.width + 9)
-    parameters = 4 * mixer + sum(image.dims[:3]) * place.width + (9 * 12 + place.dim + config.adamatch.dim) * place.width
-    # The finest level has most of the places; the frozen encoder runs forward only, so its third counts.
-    encoder = sum(stage.operations for stage in arithmetic.pvt_stages(image)[:3])
-    forward = 2 * side**2 * (mixer + (9 * 12 + place.dim) * place.width) * 4 // 3 + encoder // 3
-    lines = [f"parameters {millions(parameters)}", f"operations {giga(forward)} forward an image"]
-    kept = 4 * side**2 * 12 * place.width
-    return _training("place", config, place.train, counts, hardware, parameters, forward, kept, lines)
+        return Plan("place", 0.0, 0.0, 0.0, "nothing is trained", ("the patches alone tell where a word is",))
+    sizes = PlaceSizes.of(config.image, config.adamatch.dim, config.place.width, config.place.dim)
+    head, (image, text) = counting.place(image_config(config.image, config.adamatch), sizes), _sides(config)
+    frozen = image.operations + text.operations
+    model = head._replace(operations=head.operations + frozen // 3)
+    lines = [
+        f"parameters {millions(head.parameters)}",
+        f"operations {giga(head.operations)} + a third of the frozen AdaMatch's {giga(frozen)}: forward only",
+    ]
+    return _training("place", config, counts, hardware, model, lines)
 
 
 def _training(

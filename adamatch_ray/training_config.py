@@ -38,6 +38,18 @@ class ImageTrain(TrainConfig):
 
 
 @dataclass(frozen=True)
+class PlaceTrain(TrainConfig):
+    """How the place head is fitted; the paper has none, so these defaults are the project's own."""
+
+    epochs: int = option(4, "passes over the train split")
+    batch_size: int = option(16, "studies per worker and step")
+    optimizer: Literal["lamb", "adamw"] = option("adamw", "optimiser")
+    lr: float = option(4e-3, "peak learning rate")
+    warmup: float = option(0.1, "share of the steps with rising learning rate; cosine decay follows")
+    clip: float = option(1.0, "largest gradient norm")
+
+
+@dataclass(frozen=True)
 class VQGANTrain(TrainConfig):
     """How the VQ-GAN is fitted; the paper takes a trained one, so these defaults are the project's own."""
 

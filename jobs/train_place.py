@@ -1,7 +1,7 @@
 """usage: python jobs/train_place.py [options]
 
-Train the place head on the frozen AdaMatch of `adamatch/`, by the words of reports alone; the stage is made first when it
-is missing. With --place.head none there is nothing to do: the patches alone tell where a word is.
+Train the place head on the frozen AdaMatch of `adamatch/`, by the words of reports alone; that stage is made first when
+it is missing. With --place.head none there is nothing to do: the patches alone tell where a word is.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Training of the place head on a frozen AdaMatch, by the words of reports alone (docs/method.md 1.6; `train_place`)."""
+"""Training of the place head on a frozen AdaMatch, by the words of reports alone (the `train_place` job)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,16 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adamatch_ray.config import RunConfig
+from adamatch_ray.config import PlaceStage, RunConfig
 from adamatch_ray.data import loading
+from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.embedding import Embedder, whole_words
 from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.phrases import PhraseFinder, finding_words, same_finding
 from adamatch_ray.losses.placing import place_loss
 from adamatch_ray.metrics.localization import roc_auc
 from adamatch_ray.models import place_head
-from adamatch_ray.models.place_head import PlaceHead, PlaceSizes
-from adamatch_ray.storage import Root
+from adamatch_ray.models.place_head import STAGES, PlaceHead, PlaceSizes
+from adamatch_ray.storage import Root, Stage
 from adamatch_ray.train.distributed import Worker, current_worker
 from adamatch_ray.train.loop import Loss, Task, run
 
@@ -27,51 +28,81 @@ Findings = Mapping[str, Tensor]
 def place_loop(settings: dict[str, Any]) -> None:
     """Train on this worker. settings: root, config (RunConfig), total_steps, resume_path."""
     config: RunConfig = settings["config"]
-    place, train = config.place, config.place.train
+    train = config.place.train
     worker = current_worker(train.precision, train.threads)
     root = Root(settings["root"])
-    embedder, finder = load_embedder(root, str(worker.device)), PhraseFinder()
-    sizes = embedder.model.sizes
-    torch.manual_seed(train.seed)
-    head = PlaceHead(PlaceSizes.of(sizes.image, sizes.adamatch.dim, place.width, place.dim)).to(worker.device)
-
-    def loss(wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator, worker: Worker) -> Loss:
-        own = findings_of(embedder, finder, list(batch["report"]))
-        look = embedder.look(batch["image"], stages=place_head.STAGES)
-        # Tensors of inference mode cannot be kept for a backward pass; copies can.
-        stages = [stage._replace(tokens_BPC=stage.tokens_BPC.clone()) for stage in look.stages]
-        feature_BDGG = wrapped(look.input_BCHW.clone(), stages)
-        others = [lacking(own, b, place.negatives, generator) for b in range(len(own))]
-        result = place_loss(head, feature_BDGG, [_stacked(found.values(), head) for found in own],
-                            [_stacked(found, head) for found in others])  # fmt: skip
-        return Loss(result.loss, {"accuracy": result.accuracy})
+    fitter = PlaceFitter(load_embedder(root, str(worker.device)), config.place)
 
     def validate(worker: Worker) -> dict[str, float]:
-        shown, lacks = evidence_of_split(embedder, finder, head, root, config.evaluate.batch_size)
-        cut = best_cut(shown, lacks)
-        head.shown_from.fill_(cut)
-        return {"auc": roc_auc(shown, lacks), "shown_from": cut}
+        return fitter.score(root.stage("studies"), config.evaluate.batch_size)
 
     task = Task(
         stage="place",
         train=train,
-        model=head,
-        loss=loss,
+        model=fitter.head,
+        loss=lambda wrapped, batch, generator, worker: fitter.loss(wrapped, batch, generator),
         validate=validate,
         score="auc",
-        save_model=lambda folder: place_head.save(head, folder),
+        save_model=lambda folder: place_head.save(fitter.head, folder),
     )
     run(task, settings, worker)
 
 
-@torch.inference_mode()
-def findings_of(embedder: Embedder, finder: PhraseFinder, reports: list[str]) -> list[dict[str, Tensor]]:
-    """The findings of each report."""
-    spans, texts = embedder.words(reports), embedder.reports(reports)
-    return [
-        finding_words(finder.find(report, words), whole_words(texts.word_BND[b], words))
-        for b, (report, words) in enumerate(zip(reports, spans, strict=True))
-    ]
+class PlaceFitter:
+    """The head in training beside the frozen AdaMatch. It is given images and reports, and never a box."""
+
+    def __init__(self, embedder: Embedder, place: PlaceStage) -> None:
+        self._embedder, self._negatives, self._finder = embedder, place.negatives, PhraseFinder()
+        sizes = embedder.model.sizes
+        torch.manual_seed(place.train.seed)
+        self.head = PlaceHead(PlaceSizes.of(sizes.image, sizes.adamatch.dim, place.width, place.dim))
+        self.head.to(embedder.device)
+
+    def loss(self, wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator) -> Loss:
+        """The loss of a batch; `wrapped` is the head, data-parallel where there are several workers."""
+        own = self._findings(list(batch["report"]))
+        look = self._embedder.look(batch["image"], stages=STAGES)
+        # Tensors of inference mode cannot be kept for a backward pass; copies can.
+        stages = [stage._replace(tokens_BPC=stage.tokens_BPC.clone()) for stage in look.stages]
+        feature_BDGG = wrapped(look.input_BCHW.clone(), stages)
+        others = [lacking(own, b, self._negatives, generator) for b in range(len(own))]
+        named = [self._stacked(list(findings.values())) for findings in own]
+        result = place_loss(self.head, feature_BDGG, named, [self._stacked(words) for words in others])
+        return Loss(result.loss, {"accuracy": result.accuracy})
+
+    def score(self, studies: Stage, batch_size: int) -> dict[str, float]:
+        """How well evidence tells findings of validate in their own images from as many in images that lack them.
+
+        Also chooses the evidence from which a finding counts as shown, and keeps it in the head.
+        """
+        shown: list[float] = []
+        lacks: list[float] = []
+        generator = torch.Generator().manual_seed(0)
+        for table in loading.read_split(studies, "validate", ["image", "report"]):
+            for start in range(0, table.num_rows, batch_size):
+                rows = table.slice(start, batch_size).to_pylist()
+                own = self._findings([row["report"] for row in rows])
+                look = self._embedder.look(np.stack([decode_png(row["image"]) for row in rows]), stages=STAGES)
+                for b, feature_DGG in enumerate(self.head(look.input_BCHW, look.stages)):
+                    others = lacking(own, b, len(own[b]), generator)
+                    for found, words in ((shown, list(own[b].values())), (lacks, others)):
+                        logits = self.head.logits(feature_DGG, self._stacked(words))
+                        found += place_head.evidence(logits.float()).tolist()
+        cut = best_cut(shown, lacks)
+        self.head.shown_from.fill_(cut)
+        return {"auc": roc_auc(shown, lacks), "shown_from": cut}
+
+    @torch.inference_mode()
+    def _findings(self, reports: list[str]) -> list[Findings]:
+        spans, texts = self._embedder.words(reports), self._embedder.reports(reports)
+        return [
+            finding_words(self._finder.find(report, words), whole_words(texts.word_BND[b], words))
+            for b, (report, words) in enumerate(zip(reports, spans, strict=True))
+        ]
+
+    def _stacked(self, words: Sequence[Tensor]) -> Tensor:
+        device = self._embedder.device
+        return torch.stack(list(words)).clone() if words else torch.zeros(0, self.head.sizes.word, device=device)
 
 
 def lacking(own: Sequence[Findings], b: int, most: int, generator: torch.Generator) -> list[Tensor]:
@@ -86,33 +117,8 @@ def lacking(own: Sequence[Findings], b: int, most: int, generator: torch.Generat
     return [found[k] for k in torch.randperm(len(found), generator=generator)[:most].tolist()]
 
 
-def evidence_of_split(
-    embedder: Embedder, finder: PhraseFinder, head: PlaceHead, root: Root, batch_size: int
-) -> tuple[list[float], list[float]]:
-    """On validate, the evidence of findings in their own images, and of as many in images that lack them."""
-    shown: list[float] = []
-    lacks: list[float] = []
-    generator = torch.Generator().manual_seed(0)
-    for table in loading.read_split(root.stage("studies"), "validate"):
-        for start in range(0, table.num_rows, batch_size):
-            batch = loading.to_batch(table.slice(start, batch_size))
-            own = findings_of(embedder, finder, list(batch["report"]))
-            look = embedder.look(batch["image"], stages=place_head.STAGES)
-            for b, feature_DGG in enumerate(head(look.input_BCHW, look.stages)):
-                others = lacking(own, b, len(own[b]), generator)
-                for found, words in ((shown, list(own[b].values())), (lacks, others)):
-                    found += place_head.evidence(head.logits(feature_DGG, _stacked(words, head)).float()).tolist()
-    return shown, lacks
-
-
 def best_cut(shown: Sequence[float], lacks: Sequence[float]) -> float:
     """The value from which on most of `shown` and fewest of `lacks` lie: the greatest sum of both rates."""
     values = np.sort(np.array([*shown, *lacks]))
     rates = [np.mean(np.array(shown) >= value) + np.mean(np.array(lacks) < value) for value in values]
     return float(values[int(np.argmax(rates))]) if len(values) else 0.0
-
-
-def _stacked(words: Any, head: PlaceHead) -> Tensor:
-    found = list(words)
-    device = head.bias.device
-    return torch.stack(found).clone().to(device) if found else torch.zeros(0, head.sizes.word, device=device)
