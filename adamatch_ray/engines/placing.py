@@ -13,7 +13,6 @@ from adamatch_ray.engines.phrases import PhraseFinder, finding_words
 from adamatch_ray.engines.regions import MapReader, Region, shifts, soft_point
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.models import place_head
-from adamatch_ray.models.inputs import boxes_from_crop
 from adamatch_ray.models.place_head import PlaceHead
 
 
@@ -74,7 +73,8 @@ class Placer:
         for x, y in shifts(self._grid).tolist() if self._shifted else ():
             crop_B4 = torch.tensor([[x, y, 1 + x, 1 + y]], device=self._embedder.device).expand(len(images), -1)
             patches = self._embedder.images(canvas_BHW, crop_B4)
-            views.append((self._embedder.places(patches), boxes_from_crop(patches.boxes_BP4, crop_B4)))
+            back_4 = torch.tensor([x, y, x, y], device=self._embedder.device)
+            views.append((self._embedder.places(patches), patches.boxes_BP4 + back_4))
         patch_BVD, boxes_BV4 = (torch.cat(parts, 1) for parts in zip(*views, strict=True))
         features = None if self._head is None else self._head(look.input_BCHW, look.stages)
         sights = []
