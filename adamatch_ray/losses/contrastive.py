@@ -68,6 +68,7 @@ def _one_head(scores: LateInteraction, tau: Tensor, ignored_bJ: Tensor, own_j: T
     minus_inf = float("-inf")
     rows_bJ = (scores.image_to_text_IJ / tau).masked_fill(ignored_bJ, minus_inf)
     loss_image = torch.logsumexp(rows_bJ, 1) - rows_bJ.gather(1, own_j.unsqueeze(1)).squeeze(1)
+    # Eq. 8 normalises over images, which lie along dim 1 here; over reports it is another loss (docs/method.md 6 c).
     columns_Jb = (scores.text_to_image_JI / tau).masked_fill(ignored_bJ.T, minus_inf)
     positive_b = columns_Jb[own_j].diagonal()
     if gather is identity:

@@ -69,6 +69,7 @@ def adaptive_weight(fidelity: Tensor, adversarial: Tensor, last_layer: Tensor) -
     """|d fidelity / d w| / |d adversarial / d w| at the decoder's last weight: both pull on it equally hard."""
     (wanted,) = torch.autograd.grad(fidelity, last_layer, retain_graph=True)
     (found,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    # A discriminator that is sure of itself has next to no gradient; unbounded, its weight would drown all else.
     return (wanted.norm() / (found.norm() + 1e-4)).clamp(0.0, 1e4).detach()
 
 

@@ -77,6 +77,7 @@ def frechet_distance(mean1_D: Array, covariance1_DD: Array, mean2_D: Array, cova
     cross = np.sqrt(np.clip(eigenvalues_R, 0, None)).sum()
     difference = mean1_D - mean2_D
     distance = difference @ difference + np.trace(covariance1_DD) + np.trace(covariance2_DD) - 2 * cross
+    # Equal collections come out a rounding below zero, and a negative distance would look like a mistake.
     return max(0.0, float(distance))
 
 

@@ -80,6 +80,7 @@ class AdaPatch(nn.Module):
         step = (torch.arange(grid, device=raw.device, dtype=raw.dtype) + 0.5) / grid
         y, x = torch.meshgrid(step, step, indexing="ij")
         centre = torch.stack([x, y], dim=-1).reshape(-1, 2) + torch.tanh(raw[..., :2]) / grid
+        # Where relu closes a box its size has no gradient any more: why these weights learn slower (`box_lr`).
         half = F.relu(torch.tanh(raw[..., 2:] + self.size_bias)) / grid
         return torch.cat([centre - half, centre + half], dim=-1).clamp(0.0, 1.0)
 

@@ -136,6 +136,7 @@ class Stage(nn.Module):
         else:
             x, boxes = self.patch_embed(x_BCHW), fixed.expand(len(x_BCHW), -1, -1)
         extra = 0 if cls_token is None else 1
+        # Before attention: what a patch says of its own place alone, for `image_heads: local` and `both`.
         local = x + self.position[:, extra:]
         x = local
         if cls_token is not None:

@@ -37,6 +37,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.beta, self.legacy_beta, self.learned = beta, legacy_beta, learned
         self.embedding = nn.Embedding(codes, dim)
+        # As published. So close together one code may take every latent at first: `CodeKeeper` re-seeds the others.
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
         self.embedding.weight.requires_grad_(learned)
 
