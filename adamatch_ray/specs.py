@@ -128,6 +128,17 @@ STAGES = {spec.name: spec for spec in _TABLE}
 """Every stage by name, in the order of the pipeline."""
 
 
+REMOVED: dict[str, Any] = {
+    "tokens.kernel": "auto",
+    "vqgan.train.box_lr": 1.0,
+    "vqgan.train.released_lamb": False,
+    "llm.train.box_lr": 1.0,
+    "llm.train.released_lamb": False,
+    "llm.train.crop": 0.8,
+}
+"""Settings that an earlier version had, at the values at which they change nothing: its stages still stand."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a finished stage says of itself."""
@@ -142,13 +153,22 @@ class Manifest:
     seconds: float = 0.0
     version: str = __version__
 
+    def is_of(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
+        """Whether the stage was made from these inputs, by this version or by one that had further settings."""
+        if self.fingerprint == fingerprint(config, parents):
+            return True
+        return self._settings() == dict(flatten(config)) and self.parents == dict(parents)
+
     def changes(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
         """What differs between the inputs it was made from and these, the first few of it."""
         changed = [f"parent {name}" for name in parents if parents[name] != self.parents.get(name)]
-        before, after = dict(flatten(self.config)), dict(flatten(config))
+        before, after = self._settings(), dict(flatten(config))
         names = sorted(set(before) | set(after))
         changed += [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
         return "; ".join(changed[:4]) or "fingerprint differs"
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in flatten(self.config) if (name, value) not in REMOVED.items()}
 
 
 def fingerprint(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:

@@ -78,7 +78,7 @@ class StageRun:
         return {**answer, **(dict(rows) if rows else {}), **figures}
 
     def _is_done(self, overwrite: bool) -> bool:
-        return self.stage.is_done(self.fingerprint, self.settings, self.parents, overwrite)
+        return self.stage.is_done(self.settings, self.parents, overwrite)
 
     def _parent(self, name: str) -> Manifest:
         """A parent as it stands; it is made first when it is missing. What this command says of it must hold."""

@@ -63,7 +63,7 @@ class Stage:
             raise ValueError(f"{self.uri} is not finished; run: python jobs/{job}.py --root {self.root.uri}")
         return manifest
 
-    def is_done(self, fingerprint: str, config: Mapping[str, Any], parents: Mapping[str, str], overwrite: bool) -> bool:
+    def is_done(self, config: Mapping[str, Any], parents: Mapping[str, str], overwrite: bool) -> bool:
         """True when the stage stands and matches. With `overwrite` it is withdrawn. Raises ValueError if stale."""
         manifest = self.manifest()
         if manifest is None:
@@ -71,7 +71,7 @@ class Stage:
         if overwrite:
             self.remove("manifest.json")
             return False
-        if manifest.fingerprint == fingerprint:
+        if manifest.is_of(config, parents):
             return True
         raise ValueError(f"{self.uri} was made from other inputs ({manifest.changes(config, parents)}); "
                          "use --overwrite to make it again, or another --root")  # fmt: skip

@@ -39,7 +39,7 @@ def test_files_without_a_manifest_are_no_stage(stage: Stage) -> None:
     stage.write_bytes("model/model.safetensors", b"weights")
     stage.write_bytes("train/part-00000.parquet", b"rows")
     assert stage.manifest() is None
-    assert not stage.is_done(fingerprint(CONFIG, PARENTS), CONFIG, PARENTS, overwrite=False)
+    assert not stage.is_done(CONFIG, PARENTS, overwrite=False)
     with pytest.raises(ValueError, match=r"encoder is not finished; run: python jobs/pretrain_encoder\.py --root"):
         stage.require()
 
@@ -52,7 +52,7 @@ def test_the_job_that_makes_a_stage_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_finished_stage_is_done_while_its_inputs_hold(stage: Stage) -> None:
     commit(stage)
-    assert stage.is_done(fingerprint(CONFIG, PARENTS), CONFIG, PARENTS, overwrite=False)
+    assert stage.is_done(CONFIG, PARENTS, overwrite=False)
     assert stage.manifest() is not None
 
 
@@ -60,17 +60,33 @@ def test_a_stale_stage_is_refused_naming_the_change(stage: Stage) -> None:
     commit(stage)
     config = {"data": {"seed": 1, "canvas": 64}}
     with pytest.raises(ValueError, match=r"data\.seed: 0 -> 1\).*--overwrite") as caught:
-        stage.is_done(fingerprint(config, PARENTS), config, PARENTS, overwrite=False)
+        stage.is_done(config, PARENTS, overwrite=False)
     assert "canvas" not in str(caught.value)
     parents = {"studies": "abd"}
     with pytest.raises(ValueError, match="parent studies"):
-        stage.is_done(fingerprint(CONFIG, parents), CONFIG, parents, overwrite=False)
+        stage.is_done(CONFIG, parents, overwrite=False)
     assert stage.manifest() is not None, "a refused stage still stands"
+
+
+def test_a_stage_of_a_version_with_further_settings_still_stands(stage: Stage) -> None:
+    """Settings that went away made no difference at their defaults; at another value, or beside a change, they do."""
+    now = {"llm": {"train": {"lr": 0.1}}}
+    before = {"llm": {"train": {"lr": 0.1, "crop": 0.8, "box_lr": 1.0, "released_lamb": False}}}
+    stage.commit(Manifest("encoder", fingerprint(before, PARENTS), before, PARENTS))
+    assert stage.is_done(now, PARENTS, overwrite=False)
+    with pytest.raises(ValueError, match=r"\(llm\.train\.lr: 0\.1 -> 0\.2\)"):
+        stage.is_done({"llm": {"train": {"lr": 0.2}}}, PARENTS, overwrite=False)
+    with pytest.raises(ValueError, match="parent studies"):
+        stage.is_done(now, {"studies": "abd"}, overwrite=False)
+    before["llm"]["train"]["crop"] = 0.5
+    stage.commit(Manifest("encoder", fingerprint(before, PARENTS), before, PARENTS))
+    with pytest.raises(ValueError, match=r"llm\.train\.crop: 0\.5 -> None"):
+        stage.is_done(now, PARENTS, overwrite=False)
 
 
 def test_overwriting_withdraws_the_stage_before_the_work(stage: Stage) -> None:
     commit(stage)
-    assert not stage.is_done(fingerprint(CONFIG, PARENTS), CONFIG, PARENTS, overwrite=True)
+    assert not stage.is_done(CONFIG, PARENTS, overwrite=True)
     assert stage.manifest() is None
 
 

@@ -24,7 +24,7 @@ from adamatch_ray.config import DataConfig, load_config
 from adamatch_ray.data import loading
 from adamatch_ray.pipeline import studies as preparing
 from adamatch_ray.pipeline.tokens import TokenCache
-from adamatch_ray.specs import Manifest
+from adamatch_ray.specs import Manifest, fingerprint
 from adamatch_ray.storage import Root, Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -69,12 +69,13 @@ def test_a_stage_is_written_read_and_withdrawn_as_on_a_disk(stage: Stage, tmp_pa
     with pytest.raises(ValueError, match=r"pretrain_encoder\.py --root s3://bucket/some/run"):
         stage.require()
     stage.write_bytes("train/part-00000.parquet", b"rows")
-    manifest = Manifest("encoder", "print", {"data": {"seed": 0}}, {})
+    config = {"data": {"seed": 0}}
+    manifest = Manifest("encoder", fingerprint(config, {}), config, {})
     stage.commit(manifest)
-    assert stage.manifest() == manifest and stage.is_done("print", {}, {}, overwrite=False)
+    assert stage.manifest() == manifest and stage.is_done(config, {}, overwrite=False)
     with pytest.raises(ValueError, match=r"data\.seed: 0 -> 1"):
-        stage.is_done("other", {"data": {"seed": 1}}, {}, overwrite=False)
-    assert not stage.is_done("print", {}, {}, overwrite=True) and stage.manifest() is None
+        stage.is_done({"data": {"seed": 1}}, {}, overwrite=False)
+    assert not stage.is_done(config, {}, overwrite=True) and stage.manifest() is None
     with pytest.raises(FileNotFoundError):
         stage.read_bytes("none.bin")
     with pytest.raises(FileNotFoundError):
