@@ -16,6 +16,7 @@ BROUGHT = {
     "fastapi": "ray",
     "hypothesis": "schemathesis",
     "markupsafe": "jinja2",
+    "openjpeg": "pylibjpeg-openjpeg",
     "prometheus-client": "ray",
     "starlette": "ray",
     "tokenizers": "transformers",
@@ -87,7 +88,7 @@ def _tops(names: set[str]) -> set[str]:
 
 
 def test_every_dependency_is_imported_by_what_it_is_declared_for() -> None:
-    library = imports("adamatch_ray", "jobs", "serve")
+    library = imports("adamatch_ray", "jobs", "serve", "benchmarks")
     assert not unused(declared(), library)
     assert not unused(declared("dicom", "eval", "lora"), library)
     assert not unused(declared("dev") - TOOLS, library | imports("tests"))
