@@ -88,7 +88,7 @@ def _tops(names: set[str]) -> set[str]:
 
 
 def test_every_dependency_is_imported_by_what_it_is_declared_for() -> None:
-    library = imports("adamatch_ray", "jobs", "serve", "benchmarks")
+    library = imports("adamatch_ray", "jobs", "serve")
     assert not unused(declared(), library)
     assert not unused(declared("dicom", "eval", "lora"), library)
     assert not unused(declared("dev") - TOOLS, library | imports("tests"))
