@@ -171,7 +171,10 @@ class EvaluateConfig:
     id_column: str = option("study_id", "predictions column: study id (a column dicom_id is read where there is one)")
     report_column: str = option("report", "predictions column: report")
     image_column: str = option("image", "predictions column: image path, relative to the file")
-    phrases: str = option("", "MS-CXR annotations (.json, .csv): where phrases are, instead of the data's boxes")
+    subset: bool = option(False, "predictions are of some studies: score those alone, instead of the rest as missing")
+    phrases: str = option(
+        "", "boxes of MS-CXR (.json, .csv), VinDr-CXR or NIH: where phrases are, instead of the data's"
+    )
     meteor: Literal["auto", "nltk", "java", "both", "none"] = option(
         "auto", "which METEOR; auto: whichever is installed"
     )

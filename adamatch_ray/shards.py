@@ -30,13 +30,17 @@ Order = TypeVar("Order", contravariant=True)
 
 @dataclass(frozen=True)
 class MadeShard:
-    """A shard that is there: its name, its rows, whether an earlier run had made it; what else its maker counted."""
+    """A shard that is there: its name, its rows, whether an earlier run had made it; what else its maker counted.
+
+    `counts` are of what is not among the rows, `notes` of some that are.
+    """
 
     file: str
     rows: int
     reused: bool
     counts: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class ShardMaker(Protocol[Order]):

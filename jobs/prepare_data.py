@@ -29,17 +29,19 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     reasons = Counter(row["reason"] for row in rejected)
     files: dict[str, int] = {}
     accepted: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     maker = partial(preparing.StudyShards, config, run.root.uri)
     for shard in spread(shards, maker, run.config.scale, "studies", models=False):
         files[shard.file] = shard.rows
         accepted[shard.file.split("/")[0]] += shard.rows
         reasons.update(shard.counts)
+        notes.update(shard.notes)
     if not accepted.total():
         raise ValueError(f"no study could be used; reasons: {dict(reasons.most_common(5))}")
     assert accepted.total() + reasons.total() == seen, (accepted, reasons, seen)
     rows = {**{split: accepted[split] for split in ("train", "validate", "test")},
             "accepted": accepted.total(), "rejected": reasons.total(), "seen": seen}  # fmt: skip
-    return run.finish({"reasons": dict(reasons.most_common())}, rows, dict(sorted(files.items())))
+    return run.finish({"reasons": dict(reasons.most_common()), "notes": dict(notes)}, rows, dict(sorted(files.items())))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from adamatch_ray.data.images import encode_png
+from adamatch_ray.data.labeler import RuleLabeler
 from adamatch_ray.geometry import CanvasImage
 from serve.measures import Measures
 from serve.problems import Problem
@@ -25,6 +26,8 @@ from serve.protocol import (
     MatchResponse,
     ReportResponse,
 )
+
+_READER = RuleLabeler()
 
 
 class Composition:
@@ -93,7 +96,7 @@ class Composition:
     async def match(self, image: CanvasImage, report: str) -> MatchResponse:
         """Every word of a report against every region of an image."""
         found: MatchResponse = await self._call("match", self._matcher.match, image, report)
-        return found
+        return found.model_copy(update={"warning": warning(report)})
 
     async def search(self, query: CanvasImage | str, count: int) -> tuple[list[Hit], int]:
         """The best studies of the index, and how many it has."""
@@ -134,6 +137,7 @@ class Composition:
             keypatches=keypatches,
             seed=seed,
             request_id=request_id,
+            warning=warning(report),
         )
         return response, pixels
 
@@ -151,6 +155,11 @@ class Composition:
                 raise Problem(503, "a model is being restarted; try again", retry_after=2) from error
             except ValueError as error:  # what the engines say of input that they cannot take
                 raise Problem(422, "the models cannot take this input") from error
+
+
+def warning(report: str) -> str | None:
+    """What is said beside an answer to a report of which no word is known."""
+    return None if _READER.understands(report) else "no word of the report is known: is it an English radiology report?"
 
 
 def _refuse_failed(status: str) -> None:

@@ -20,6 +20,9 @@ def _clean(text: str) -> str:
     return text.strip()
 
 
+Warned = Annotated[
+    str | None, Field(description="why the answer may say nothing about what was sent; null where it does")
+]
 Box = Annotated[tuple[float, float, float, float], Field(description="xyxy in pixels, x to the right, y down")]
 ReportText = Annotated[
     str, Field(min_length=1, description="a report, findings then impression"), AfterValidator(_clean)
@@ -121,6 +124,7 @@ class MatchResponse(BaseModel):
     similarity: list[list[float]] = Field(description="[words][patches], cosine")
     text_to_image: float = Field(description="mean over words of the best region")
     image_to_text: float = Field(description="mean over regions of the best word")
+    warning: Warned = None
 
 
 class ReportResponse(BaseModel):
@@ -148,6 +152,7 @@ class ImageResponse(BaseModel):
     keypatches: list[Keypatch]
     seed: int
     request_id: str
+    warning: Warned = None
 
 
 class CycleResponse(BaseModel):
@@ -174,6 +179,7 @@ class RetrieveResponse(BaseModel):
     indexed: int = Field(description="studies in the index")
     split: str
     request_id: str
+    warning: Warned = None
 
 
 class Model(BaseModel):

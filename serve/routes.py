@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from adamatch_ray.data.images import encode_png
 from adamatch_ray.geometry import CanvasImage
-from serve.composition import Composition
+from serve.composition import Composition, warning
 from serve.images import Decoder
-from serve.inputs import FORM, form_body, json_body, media_type, read_form, read_json
+from serve.inputs import FORM, form_body, json_body, media_type, prefers, read_form, read_json
 from serve.measures import Measures
 from serve.problems import Problem, responses
 from serve.protocol import (
@@ -76,7 +76,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         data, fields = await read_form(request, ReportFields, limit)
         image = await service.decode(data)
         events = _report_events(service, image, fields, request.state.request_id)
-        if _EVENTS in request.headers.get("accept", ""):
+        if prefers(request, _EVENTS):
             return StreamingResponse(_as_stream(events, request.state.request_id), media_type=_EVENTS)
         *_, (_, answer) = [event async for event in events]
         return answer
@@ -92,7 +92,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         """With `Accept: image/png`, the picture alone."""
         asked = await read_json(request, ImageRequest, limit)
         drawn = await ask.image(asked.report, asked.seed, request.state.request_id)
-        if request.headers.get("accept", "").startswith(_PNG):
+        if prefers(request, _PNG):
             return Response(base64.b64decode(drawn.png), media_type=_PNG)
         return drawn
 
@@ -154,7 +154,10 @@ def _add_matching(app: FastAPI, service: Service) -> None:
             query, count = asked.report, asked.k
         hits, indexed = await ask.search(query, count)
         split = service.settings.index_split
-        return RetrieveResponse(hits=hits, indexed=indexed, split=split, request_id=request.state.request_id)
+        said = warning(query) if isinstance(query, str) else None
+        return RetrieveResponse(
+            hits=hits, indexed=indexed, split=split, request_id=request.state.request_id, warning=said
+        )
 
 
 def _add_information(app: FastAPI, service: Service) -> None:

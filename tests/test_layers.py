@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adamatch_ray"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config", "training_config", "model_config", "cli", "schema", "geometry", "__init__"})
-    | {"filesystems", "specs", "storage", "lease"},
+    | {"files", "filesystems", "specs", "storage", "lease"},
     frozenset({"cluster", "shards"}),
     frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
     frozenset({"counting", "plan", "stage_plans", "stage"}),
@@ -32,6 +32,7 @@ BARE = {
     "losses",
     "metrics",
     "engines",
+    "files",
     "geometry",
     "schema",
     "model_config",

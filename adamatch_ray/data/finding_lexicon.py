@@ -172,3 +172,56 @@ BREAK = (
     r"\bwith (?=(?:a|an|bilateral|mild|minimal|small|stable|moderate|persistent|unchanged|associated)\b)",
 )
 """Where the reach of a negating or hedging word ends inside a sentence."""
+
+_SEPARATOR = r"\s*(?::|=|\s-+\s)\s*"
+_WHAT = r"^(?:[-*]\s*)?(?!.*\b(?:no|not|without)\b[^:=]*[:=])(?P<what>[a-z][\w ,/()-]{1,60}?)" + _SEPARATOR
+_UNSEEN = (
+    r"not (?:\w+ )?(?:seen|present|identified|visuali[sz]ed|evident|detected|noted|demonstrated|appreciated|apparent)"
+)
+_NONE = (
+    rf"(?:(?:none|nil|nothing|neg(?:ative)?|absent|denied|resolved|{_UNSEEN}|no evidence)\b[^,;:]*"
+    r"|(?:no|non|n|false|0|-|\(-\)))"
+)
+_PERHAPS = (
+    r"(?:possibl[ey]|probabl[ey]|likely|questionable|equivocal|suspected|suspicious|indeterminate|uncertain|maybe|\?"
+    r"|(?:can ?not|can't|not) (?:be )?(?:excluded|ruled out))"
+)
+_SEEN = r"(?:yes|y|present|pos(?:itive)?|seen|true|1|\+|\(\+\))"
+_ANATOMY = (
+    r"(?:heart|cardi\w+|mediastin\w+|silhouette|contours?|bon[ey]s?|osseous|ribs?|pleural? spaces?|cp angles?|lungs?)"
+)
+
+FORM = (
+    (r"^\[\s*\]\s*(?=\w)", "no "),
+    (r"^\[\s*[x*+]\s*\]\s*(?=\w)", ""),
+    (rf"{_WHAT}{_NONE}\s*[.!;,]*$", r"no \g<what>"),
+    (rf"{_WHAT}{_PERHAPS}\s*[.!;,?]*$", r"possible \g<what>"),
+    (rf"{_WHAT}{_SEEN}\s*[.!;,]*$", r"\g<what>"),
+    (rf"^(?P<what>(?:[\w/]+ ){{0,3}}?{_ANATOMY}(?: \w+){{0,2}}){_SEPARATOR}(?=\w)", r"\g<what> "),
+)
+"""Lines of a form ("Pneumothorax: none.", "[ ] Effusion"), and the prose that says the same."""
+
+FORM_LINE = r"[A-Za-z][\w /()]{2,40}(?::|\s[-=]\s)"
+"""How a line of a form begins."""
+
+ASKED = r"\?\s*(?=(?:[Yy]es|[Nn]o|[Nn]one|[Aa]bsent|[Pp]resent)\b\s*(?:[.;,\n]|$))"
+"""Between a question and its answer."""
+
+_ENGLISH = """
+the and are with without there this these been was were which be by at from than within lung lungs heart chest clear
+bone bones bony rib ribs spine size disease abnormality abnormalities unremarkable unchanged changes enlarged evidence
+seen left right upper lower lobes findings finding small mild moderate severe mildly moderately opacity opacities
+effusions airspace exam study view views tube line wires pacemaker leads radiograph limits cardiopulmonary contours
+tissue tissues tortuous degenerative healed masses atelectatic thickening scarring hyperinflated volumes
+"""
+_FOREIGN = """
+el los las del una sin para que hay su ni derecho derecha izquierdo izquierda nao sem com uma dos das esquerda direita
+le la les des du une avec sans pas dans est sont sur et droite droit gauche aucun aucune il gli della dei di con senza
+nessun destro destra sinistro sinistra alla der das und ein eine kein keine keinen ohne mit von im rechts links ist
+nicht zeigt de het een geen en zonder niet bez nie jest brak oraz och utan ingen ikke uten
+"""
+ENGLISH = frozenset(_ENGLISH.split())
+"""Words that reports in English have and other languages have not."""
+
+FOREIGN = frozenset(_FOREIGN.split())
+"""Words that speak for another language: articles, prepositions, negations and sides."""

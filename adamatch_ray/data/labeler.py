@@ -12,10 +12,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from adamatch_ray.data import finding_lexicon as lexicon
+from adamatch_ray.data.cleaning import close_lines, plain_lines
+from adamatch_ray.data.sources import Labels
 from adamatch_ray.schema import CHEXPERT_LABELS
-
-Labels = tuple[float | None, ...]
-"""One value for each of CHEXPERT_LABELS: 1 present, 0 absent, -1 uncertain, None not mentioned."""
 
 LEADING_FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 """The five findings that the literature averages besides all 14."""
@@ -25,7 +24,11 @@ _NO_FINDING = CHEXPERT_LABELS.index("No Finding")
 _DEVICES = CHEXPERT_LABELS.index("Support Devices")
 _SPACE = re.compile(r"\s")
 _NOT = re.compile(r"\b(?:not|non)\b")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|(?<=\w)\.(?=[a-z])")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|(?<=\w)\.(?=[A-Za-z])|\s[-*]\s(?=[A-Z])|\s(?=\[ ?[xX*+]?\])")
+_NEXT_LINE = re.compile(rf"[,;]\s*(?={lexicon.FORM_LINE})")
+_ASKED, _LINE = re.compile(lexicon.ASKED), re.compile(rf".*?{lexicon.FORM_LINE}")
+_FORM = [(re.compile(pattern), replacement) for pattern, replacement in lexicon.FORM]
+_WORD = re.compile(r"[a-z]+")
 
 
 class ReportLabeler(Protocol):
@@ -41,7 +44,8 @@ class RuleLabeler:
     """Labels each sentence by phrases and the nearest cue around them, then keeps the strongest value of the report.
 
     A present finding outweighs an uncertain one, and that a negated one. `No Finding` is 1 where no finding other than
-    a support device is present or uncertain, else not mentioned. Sentences repeat, so their labels are remembered.
+    a support device is present or uncertain, else not mentioned. Where no word is known, as in another language,
+    all 14 are None. Sentences repeat, so their labels are remembered.
     """
 
     name = "rule labeler"
@@ -64,7 +68,7 @@ class RuleLabeler:
         return RuleLabeler, (self._size,)  # a copy sent to a worker starts with an empty memory
 
     def label(self, reports: Sequence[str]) -> list[Labels]:
-        """Labels of reports (findings and impression), in order. An empty report gives `No Finding` None."""
+        """Labels of reports (findings and impression), in order. An empty one is not understood."""
         return [self._label_report(report) for report in reports]
 
     def value_at(self, report: str, start: int, stop: int) -> float:
@@ -77,18 +81,25 @@ class RuleLabeler:
 
     def _label_report(self, report: str) -> Labels:
         values: list[float | None] = [None] * len(CHEXPERT_LABELS)
-        seen = False
-        for sentence in _SENTENCE_END.split(report.lower()):
-            words = " ".join(sentence.split())
-            seen = seen or bool(words)
-            for number, value in self._remembered(words):
-                if _RANK[value] > _RANK[values[number]]:
-                    values[number] = value
+        if not self.understands(report):
+            return tuple(values)
+        for number, value in (found for words in _sentences(report) for found in self._remembered(words)):
+            if _RANK[value] > _RANK[values[number]]:
+                values[number] = value
         findings = (value for number, value in enumerate(values) if number not in (_NO_FINDING, _DEVICES))
-        values[_NO_FINDING] = 1.0 if seen and not any(findings) else None
+        values[_NO_FINDING] = None if any(findings) else 1.0
         return tuple(values)
 
+    def understands(self, report: str) -> bool:
+        """Whether a report has words that are known, and no more that only another language has."""
+        words = _WORD.findall(report.lower())
+        foreign = sum(word in lexicon.FOREIGN for word in words)
+        known = sum(word in lexicon.ENGLISH for word in words)
+        return known >= foreign and bool(known or any(self._remembered(words) for words in _sentences(report)))
+
     def _label_sentence(self, sentence: str) -> list[tuple[int, float]]:
+        for pattern, replacement in _FORM:
+            sentence = pattern.sub(replacement, sentence)
         text = self._without_neutral(sentence)
         found = [(number, 0.0) for number, pattern in self._absent.items() if pattern.search(text)]
         breaks = self._breaks(text)
@@ -121,6 +132,20 @@ class RuleLabeler:
         if negated > 0 and negated >= uncertain:
             return 0.0
         return -1.0 if uncertain > 0 or self._uncertain_after.search(after) or "borderline" in mention else 1.0
+
+
+def _sentences(report: str) -> list[str]:
+    """Statements in lower case, each line of a list or a form one of its own."""
+    found: list[str] = []
+    for sentence in _SENTENCE_END.split(_ASKED.sub(": ", close_lines(plain_lines(report)))):
+        begun = ""
+        for part in _NEXT_LINE.split(sentence):
+            begun = f"{begun}, {part}" if begun else part
+            if _LINE.match(begun):  # else it is a word of a heading: "Effusion, pneumothorax: none"
+                found.append(begun)
+                begun = ""
+        found.append(begun)
+    return [words for part in found if (words := " ".join(part.lower().split()))]
 
 
 def _numbered(groups: dict[str, tuple[str, ...]]) -> list[tuple[int, tuple[str, ...]]]:

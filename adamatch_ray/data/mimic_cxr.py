@@ -1,24 +1,29 @@
-"""MIMIC-CXR-JPG as PhysioNet lays it out, listed without opening an image or a report (docs/method.md 7).
+"""MIMIC-CXR as PhysioNet lays it out, listed without opening an image or a report (docs/method.md 7).
 
-    <root>/mimic-cxr-2.0.0-{split,metadata,chexpert,negbio}.csv[.gz]
-    <root>/files/p10/p10000032/s50414267/<dicom_id>.jpg
+    <root>/mimic-cxr-{2.1.0,2.0.0}-{split,metadata,chexpert,negbio}.csv[.gz]
+    <root>/files/p10/p10000032/s50414267/<dicom_id>.{jpg,dcm,png}
     <reports root or root>/files/p10/p10000032/s50414267.txt
 
 Ids keep the digits of the tables, as strings, without the letters of the folders: subject "10000032", study "50414267".
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from sys import intern
 
-from adamatch_ray.data import sources, views
-from adamatch_ray.data.sources import Exists, OpenFile, Row
+from adamatch_ray.data import sources, tables, views
+from adamatch_ray.data.sources import Exists, Labels, OpenFile, Row
 from adamatch_ray.schema import CHEXPERT_LABELS
 
-_PREFIX = "mimic-cxr-2.0.0-"
+_PREFIXES = ("mimic-cxr-2.1.0-", "mimic-cxr-2.0.0-")
+_PREFIX = _PREFIXES[-1]
+_LETTERS = {"subject_id": "p", "study_id": "s"}
+_ENDINGS = (".jpg", ".dcm", ".png")
+_LOOKED_AT = 20
+"""Images that are looked for to learn which ending they have."""
 _WHERE = "it comes with MIMIC-CXR-JPG 2.0.0 or later, https://physionet.org/content/mimic-cxr-jpg/"
 _UNLISTED = "image is not in the metadata table"
-
-Labels = tuple[float | None, ...]
 
 
 def list_mimic_cxr(
@@ -33,78 +38,100 @@ def list_mimic_cxr(
     The split is the official one. Labels are CheXpert's, NegBio's for a study that CheXpert's table does not have.
     Views other than PA and AP, and blank ones, have a reason. Raises ValueError naming a missing or unusable table.
     """
-    tables = {name: _find(root, name, exists) for name in ("split", "metadata", "chexpert", "negbio")}
+    tables_of = {name: _find(root, name, exists) for name in ("split", "metadata", "chexpert", "negbio")}
     for name in ("split", "metadata"):
-        if not tables[name]:
+        if not tables_of[name]:
             raise ValueError(f"no {_PREFIX}{name}.csv or .csv.gz in {root}; {_WHERE}")
-    if not tables["chexpert"] and not tables["negbio"]:
+    if not tables_of["chexpert"] and not tables_of["negbio"]:
         raise ValueError(f"no {_PREFIX}chexpert.csv or {_PREFIX}negbio.csv (or .csv.gz) in {root}; {_WHERE}")
     labels: dict[str, Labels] = {}
     for name in ("negbio", "chexpert"):  # the later one wins
-        if tables[name]:
-            labels.update(_labels(tables[name], open_file))
+        if tables_of[name]:
+            labels.update(_labels(tables_of[name], open_file))
     splits = {
         row["dicom_id"]: (row["subject_id"], row["study_id"], intern(row["split"]))
-        for row in _table(tables["split"], ("dicom_id", "subject_id", "study_id", "split"), open_file)
+        for row in _table(tables_of["split"], ("dicom_id", "subject_id", "study_id", "split"), open_file)
     }
-    reports = _reports_folder(reports_root or root, exists)
+    images, reports = (_files_of(folder, exists) for folder in (root, reports_root or root))
+    placed = _Places(images, _ending(images, splits, exists), reports, labels)
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    for row in _table(tables["metadata"], columns, open_file):
+    for row in _table(tables_of["metadata"], columns, open_file):
         _, _, split = splits.pop(row["dicom_id"], ("", "", ""))
-        view = row["ViewPosition"].strip()
+        view = row["ViewPosition"]
         reason = views.view_problem(view, blank_is_frontal=False)
         if not split:
             reason = "image is not in the split table"
         elif sources.normalise_split(split) is None:
             reason = f"{sources.UNKNOWN_SPLIT} {split[:16]}"
-        yield _row(root, reports, row["subject_id"], row["study_id"], row["dicom_id"], labels) | {
+        yield placed.row(row["subject_id"], row["study_id"], row["dicom_id"]) | {
             "view_position": view,
             "split": sources.normalise_split(split) or "",
             "reason": reason,
         }
     for dicom_id, (subject, study, split) in splits.items():
         changes = {"split": sources.normalise_split(split) or "", "reason": _UNLISTED}
-        yield _row(root, reports, subject, study, dicom_id, labels) | changes
+        yield placed.row(subject, study, dicom_id) | changes
 
 
-def _row(root: str, reports: str, subject: str, study: str, dicom_id: str, labels: dict[str, Labels]) -> Row:
-    folder = f"p{subject[:2]}/p{subject}"
-    found = labels.get(study)
-    return sources.source_row(
-        study_id=study,
-        subject_id=subject,
-        dicom_id=dicom_id,
-        image_path=sources.join(root, "files", folder, f"s{study}", f"{dicom_id}.jpg"),
-        report_path=sources.join(reports, folder, f"s{study}.txt"),
-        labels=None if found is None else list(found),
-        source="mimic_cxr",
-    )
+@dataclass(frozen=True)
+class _Places:
+    """Where the files of an image are, and what is known of its study."""
+
+    images: str
+    ending: str
+    reports: str
+    labels: dict[str, Labels]
+
+    def row(self, subject: str, study: str, dicom_id: str) -> Row:
+        found = self.labels.get(study)
+        return sources.source_row(
+            study_id=study,
+            subject_id=subject,
+            dicom_id=dicom_id,
+            image_path=_image_path(self.images, subject, study, dicom_id, self.ending),
+            report_path=sources.join(self.reports, f"p{subject[:2]}/p{subject}", f"s{study}.txt"),
+            labels=None if found is None else list(found),
+            source="mimic_cxr",
+        )
+
+
+def _image_path(folder: str, subject: str, study: str, dicom_id: str, ending: str) -> str:
+    return sources.join(folder, f"p{subject[:2]}/p{subject}", f"s{study}", dicom_id + ending)
+
+
+def _ending(folder: str, images: dict[str, tuple[str, str, str]], exists: Exists) -> str:
+    """The ending of the image files: MIMIC-CXR has DICOM, MIMIC-CXR-JPG has JPEG; a folder may hold some of them."""
+    for dicom_id, (subject, study, _) in islice(images.items(), _LOOKED_AT):
+        for ending in _ENDINGS:
+            if exists(_image_path(folder, subject, study, dicom_id, ending)):
+                return ending
+    return _ENDINGS[0]
 
 
 def _find(root: str, name: str, exists: Exists) -> str:
-    paths = (sources.join(root, f"{_PREFIX}{name}.csv{ending}") for ending in ("", ".gz"))
-    return next((path for path in paths if exists(path)), "")
+    endings = (".csv", ".csv.gz")
+    names = (sources.join(root, f"{prefix}{name}{ending}") for prefix in _PREFIXES for ending in endings)
+    return sources.first_that_exists(names, exists)
 
 
-def _reports_folder(root: str, exists: Exists) -> str:
+def _files_of(root: str, exists: Exists) -> str:
     """The folder with p10 .. p19: `files/` of the given one, or itself where it has no `files/`."""
     inner = sources.join(root, "files")
     return inner if exists(inner) else root
 
 
 def _table(path: str, columns: tuple[str, ...], open_file: OpenFile) -> Iterator[dict[str, str]]:
-    for number, row in enumerate(sources.read_csv(path, open_file)):
-        if number == 0 and (missing := [column for column in columns if column not in row]):
-            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(row)}")
-        yield row
+    """Rows as text, their ids as digits alone."""
+    for number, row in enumerate(tables.read_table(path, open_file)):
+        if number == 0:
+            tables.require(path, row, *columns)
+        cells = {name: tables.text(row.get(name, "")) for name in columns}
+        yield {name: tables.identifier(cell, _LETTERS[name]) if name in _LETTERS else cell
+               for name, cell in cells.items()}  # fmt: skip
 
 
 def _labels(path: str, open_file: OpenFile) -> Iterator[tuple[str, Labels]]:
     shared: dict[Labels, Labels] = {}  # a quarter million studies have a few thousand different label sets
     for row in _table(path, ("study_id", *CHEXPERT_LABELS), open_file):
-        cells = [row[name].strip() for name in CHEXPERT_LABELS]
-        try:
-            values = tuple(float(cell) if cell else None for cell in cells)
-        except ValueError:
-            raise ValueError(f"{path}, study {row['study_id']}: labels are 1.0, 0.0, -1.0 or blank") from None
+        values = sources.label_values(row, f"{path}, study {row['study_id']}")
         yield row["study_id"], shared.setdefault(values, values)

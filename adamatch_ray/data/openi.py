@@ -8,13 +8,12 @@ One report is one patient. The published 2,912 / 772 split of 3,684 was never li
 size by subject: 79.05 % to train, 5 % of which is set aside as validate, the rest test. R2Gen keeps its own.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from adamatch_ray.data import reports, sources, views
+from adamatch_ray.data import reports, sources, tables, views
 from adamatch_ray.data.sources import Exists, ListNames, OpenFile, Row
 
 _TRAIN = 2912 / (2912 + 772)
@@ -76,10 +75,9 @@ def _beside(root: str) -> list[str]:
 
 def _views(path: str, files: _Files) -> dict[str, str]:
     views = {}
-    for row in sources.read_csv(path, files.open):
-        if "filename" not in row or "projection" not in row:
-            raise ValueError(f"{path} has no column filename and projection; it has {', '.join(row)}")
-        views[image_key(row["filename"])] = row["projection"].strip()
+    for row in tables.read_table(path, files.open):
+        tables.require(path, row, "filename", "projection")
+        views[image_key(tables.text(row["filename"]))] = tables.text(row["projection"])
     return views
 
 
@@ -110,16 +108,20 @@ def _kaggle(root: str, projections: str, views: dict[str, str], seed: int, files
     if not projections:
         raise ValueError(f"no {_PROJECTIONS} in {root}; it names the images of each report")
     images: dict[str, list[str]] = {}
-    for row in sources.read_csv(projections, files.open):
-        images.setdefault(row["uid"].strip(), []).append(row["filename"].strip())
+    for row in tables.read_table(projections, files.open):
+        tables.require(projections, row, "uid", "filename")
+        images.setdefault(tables.identifier(row["uid"]), []).append(tables.text(row["filename"]))
     folder = sources.join(root, "images")
     stored = set(files.names(folder))
     if "images_normalized" in stored:
         folder = sources.join(folder, "images_normalized")
         stored = set(files.names(folder))
-    for report in sources.read_csv(sources.join(root, "indiana_reports.csv"), files.open):
-        row = _study(f"CXR{report['uid'].strip()}", seed, report["findings"], report["impression"])
-        names = images.get(report["uid"].strip(), [])
+    table = sources.join(root, "indiana_reports.csv")
+    for report in tables.read_table(table, files.open):
+        tables.require(table, report, "uid", "findings", "impression")
+        number = tables.identifier(report["uid"])
+        row = _study(f"CXR{number}", seed, tables.text(report["findings"]), tables.text(report["impression"]))
+        names = images.get(number, [])
         if not names:
             yield row | {"reason": _NO_IMAGE}
         for name in names:
@@ -128,24 +130,41 @@ def _kaggle(root: str, projections: str, views: dict[str, str], seed: int, files
 
 
 def _r2gen(root: str, files: _Files) -> Iterator[Row]:
-    with files.open(sources.join(root, "annotation.json")) as stream:
-        annotation = json.load(stream)
-    folder = sources.join(root, "images")
+    """Entries of annotation.json: the published one's, MIMIC-CXR's (with subject and study), or people's own."""
+    path, folder = sources.join(root, "annotation.json"), sources.join(root, "images")
+    annotation = tables.read_json(path, files.open)
+    if not isinstance(annotation, dict) or not all(isinstance(entries, list) for entries in annotation.values()):
+        raise ValueError(f"{path}: an object with a list of studies for each split is needed")
     studies = set(files.names(folder))
     for key, entries in annotation.items():
         # The test split's key is four spaces in the file that is passed around.
         split = sources.normalise_split(key) if key.strip() else "test"
-        for entry in entries:
-            study = entry["id"]
-            row = _study(study, 0, entry["report"], "") | {"subject_id": study.split("_")[0], "split": split or ""}
+        for number, entry in enumerate(entries):
+            cells = tables.cells(entry if isinstance(entry, dict) else {})
+            own = tables.identifier(cells.get("id", ""))
+            study = tables.identifier(cells.get("study_id", ""), "s") or own
+            subject = tables.identifier(cells.get("subject_id", ""), "p") or study.split("_")[0]
+            if not study:
+                raise ValueError(f"{path}: entry {number} of {key!r} has no id")
+            row = _study(study, 0, _prose(cells.get("report", "")), "")
+            row |= {"subject_id": subject, "split": split or ""}
             if split is None:
                 row["reason"] = f"{sources.UNKNOWN_SPLIT} {key[:16]}"
-            if not entry["image_path"]:
+            images = cells.get("image_path", "")
+            names = [tables.text(name) for name in (images if isinstance(images, list) else [images]) if name]
+            if not names:
                 yield row | {"reason": row["reason"] or _NO_IMAGE}
-            for image in entry["image_path"]:
-                name = f"{study}_{image.rsplit('/', 1)[-1].rsplit('.', 1)[0]}"
+            for image in names:
+                # MIMIC-CXR's images have names of their own, the others' are numbered within their study.
+                stem = sources.image_stem(image)
+                name = stem if own != study else f"{study}_{stem}"
                 # The listing has the studies' folders only; looking into each would be one request a study.
-                yield _image(row, name, "", sources.join(folder, image), image.split("/", 1)[0] in studies)
+                top = sources.locate("", image).strip("/").partition("/")[0]
+                yield _image(row, name, "", sources.locate(folder, image), top in studies)
+
+
+def _prose(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _study(study: str, seed: int, findings: str, impression: str) -> Row:

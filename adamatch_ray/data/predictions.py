@@ -4,9 +4,6 @@ Other systems are scored by the same code as ours: a CSV, JSON-lines or parquet 
 column, an image column, or both is enough.
 """
 
-import io
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from adamatch_ray.data import sources
+from adamatch_ray.data import sources, tables
 from adamatch_ray.data.images import BadImage, Pixels, decode, to_canvas
 from adamatch_ray.storage import Stage
 
@@ -69,12 +66,15 @@ def read_generations(stage: Stage) -> Predictions:
 
 
 def read_predictions(path: str, id_column: str, report_column: str, image_column: str) -> Predictions:
-    """Anyone's predictions from a .csv(.gz), .jsonl/.ndjson or .parquet file.
+    """Anyone's predictions from a table: CSV, JSON lines or parquet.
 
     Image paths are relative to the file. A column `dicom_id` is read where there is one. Empty text, null and NaN are
-    no prediction. Raises ValueError for a missing column, an id that occurs twice, or a value that is no text.
+    no prediction, however they are written. Raises ValueError for a missing column, an id that occurs twice, or a value
+    that is no text.
     """
-    rows = list(_rows(path))
+    if not sources.exists(path):
+        raise ValueError(f"--evaluate.predictions {path}: no such file")
+    rows = list(tables.read_table(path))
     found = dict.fromkeys(name for row in rows for name in row)
     if not rows:
         raise ValueError(f"{path} has no rows")
@@ -83,20 +83,20 @@ def read_predictions(path: str, id_column: str, report_column: str, image_column
             f"{path} needs a column {id_column} and one of {report_column} and {image_column}; it has "
             f"{', '.join(found)}. Name yours: --evaluate.id_column, --evaluate.report_column, --evaluate.image_column"
         )
-    keys = [Key(_identifier(row.get(id_column), path), _identifier(row.get("dicom_id", ""), path)) for row in rows]
+    keys = [Key(_identifier(row.get(id_column, ""), path), _identifier(row.get("dicom_id", ""), path)) for row in rows]
     if blank := sum(not key.study_id for key in keys):
         raise ValueError(f"{path}: {blank} rows have no {id_column}")
 
     def column(name: str) -> dict[Key, str] | None:
         if name not in found:
             return None
-        return _by_key(((key, _text(row.get(name), name, path)) for key, row in zip(keys, rows, strict=True)), path)
+        return _by_key(((key, _text(row.get(name, ""), name, path)) for key, row in zip(keys, rows, strict=True)), path)
 
     images = column(image_column)
     folder = path.rpartition("/")[0] or "."
     located: dict[Key, Encoded] | None = None
     if images is not None:
-        located = {key: name if _is_absolute(name) else sources.join(folder, name) for key, name in images.items()}
+        located = {key: sources.locate(folder, name) for key, name in images.items()}
     return Predictions(path, column(report_column), located)
 
 
@@ -134,49 +134,13 @@ def _by_key(items: Iterable[tuple[Key, Any]], source: str) -> dict[Key, Any]:
     return {key: value for key, value in values.items() if value}
 
 
-def _rows(path: str) -> Iterator[dict[str, Any]]:
-    if not sources.exists(path):
-        raise ValueError(f"--evaluate.predictions {path}: no such file")
-    if path.endswith((".csv", ".csv.gz")):
-        yield from sources.read_csv(path)
-    elif path.endswith((".jsonl", ".ndjson")):
-        yield from _json_lines(path)
-    elif path.endswith(".parquet"):
-        with sources.open_file(path) as stream:
-            yield from pq.read_table(io.BytesIO(stream.read())).to_pylist()
-    else:
-        raise ValueError(f"--evaluate.predictions {path}: neither .csv, .csv.gz, .jsonl, .ndjson nor .parquet")
-
-
-def _json_lines(path: str) -> Iterator[dict[str, Any]]:
-    with sources.open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object is needed")
-            yield row
-
-
 def _identifier(value: Any, path: str) -> str:
-    if value is None or isinstance(value, str):
-        return (value or "").strip()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0):
+        return tables.identifier(value)
     raise ValueError(f"{path}: id {value!r} is neither text nor a whole number")
 
 
 def _text(value: Any, column: str, path: str) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
     if not isinstance(value, str):
         raise ValueError(f"{path}: column {column} holds {type(value).__name__} {value!r} where text is needed")
-    return value.strip()
-
-
-def _is_absolute(name: str) -> bool:
-    return name.startswith("/") or sources.is_remote(name)
+    return tables.text(value)

@@ -1,67 +1,57 @@
 """Report text: its findings and impression, cleaned (docs/method.md 1.3 and 7).
 
-A report file is sections under upper-case headers; which of them count as findings or impression is decided by the
-words in the header, because a header such as "PA AND LATERAL CHEST RADIOGRAPH:" may stand where "FINDINGS:" should.
+A report file is sections under headers; which of them count as findings or impression is decided by the words in the
+header, because a header such as "PA AND LATERAL CHEST RADIOGRAPH:" may stand where "FINDINGS:" should.
 """
 
+import difflib
 import re
-import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from adamatch_ray.data.cleaning import clean, plain_lines
 
 MIN_TOKENS = 3
 
-_HEADER = re.compile(
-    # An upper-case phrase that begins a line and ends in a colon (not a clock's), or findings/impression in any case.
-    r"^[ \t]*(?P<line>[A-Z][A-Z0-9 ,/&()'#.+-]{1,70}|(?i:findings|impression))[ \t]*:(?!\d)"
-    # The same two words alone on a line, or in the middle of one.
-    r"|^[ \t]*(?P<alone>FINDINGS|IMPRESSION|FINAL REPORT|(?:FINAL )?ADDENDUM)[ \t]*$"
-    r"|(?<=[\s.])(?P<inline>FINDINGS|IMPRESSION):"
-    # A preliminary reading carries a date after its name, and often no colon.
-    r"|^[ \t]*(?P<wet>WET READ)\b[^\n]*$",
-    re.MULTILINE,
+_KINDS = (
+    ("frame", ("WET READ", "WETREAD", "FINAL REPORT", "ADDENDUM", "PRELIMINARY")),
+    ("other", ("END OF",)),
+    ("findings", ("FINDING",)),
+    ("impression", ("IMPRESSION", "CONCLUSION")),
+    (
+        "other",
+        (
+            *("EXAM", "REASON", "INDICATION", "HISTORY", "TECHNIQUE", "COMPARISON", "PROCEDURE", "RECOMMENDATION"),
+            *("NOTIFICATION", "CLINICAL", "STUDY", "DATE", "SIGNED", "DICTATED", "NOTE", "CONTRAST", "PATIENT"),
+            *("ACCESSION", "ATTENDING", "ELECTRONICALLY"),
+        ),
+    ),
+    ("summary", ("SUMMARY",)),
 )
-_FRAME = ("WET READ", "FINAL REPORT", "ADDENDUM")
-_OTHER = (
-    *("EXAM", "REASON", "INDICATION", "HISTORY", "TECHNIQUE", "COMPARISON", "PROCEDURE", "RECOMMENDATION"),
-    *("NOTIFICATION", "CLINICAL", "STUDY", "DATE", "SIGNED", "DICTATED", "NOTE", "CONTRAST", "PATIENT"),
+"""What a header is, by the first row that has one of its words."""
+
+_MISSPELT = {"FINDINGS": "findings", "IMPRESSION": "impression", "CONCLUSION": "impression"}
+_WORDS = "|".join(word for _, words in _KINDS for word in words)
+_NAMES = "|".join(word.capitalize() for word in _WORDS.split("|") if word != "NOTE")
+_TITLE = (
+    rf"(?:{_NAMES})[a-z]*(?:[ /](?:[A-Z][a-z]+|and|date|exam\w*|findings|for|history|indication|info\w*|of|the)){{0,3}}"
+)
+_HEADER = re.compile(
+    # An upper-case phrase, or a title that begins with a section's name, at the start of a line and before a colon (not
+    # a clock's).
+    rf"^[ \t]*(?P<line>[A-Z](?:[A-Z0-9 ,/&()'#+-]|\.(?! )){{1,70}}|{_TITLE}|(?i:findings|impression))[ \t]*:(?!\d)"
+    # A section's name alone on a line, or in the middle of one, as where a whole report stands in a line.
+    r"|^[ \t]*(?P<alone>[A-Z]{6,15}|FINAL REPORT)[ \t]*$"
+    rf"|(?<=[\s.])(?P<inline>(?:{_WORDS})[A-Z ()/&]{{0,40}}|[A-Z]{{7,14}}|{_TITLE}):(?!\d)"
+    # A preliminary reading or an addendum carries a date after its name, and often no colon.
+    r"|^[ \t]*(?P<dated>WET ?READ\b[^\n]*|(?:FINAL )?ADDENDUM[^\n:a-z]*)$",
+    re.MULTILINE,
 )
 _VIEW = re.compile(r"\b(CHEST|VIEWS?|RADIOGRAPHS?|FRONTAL|LATERAL|PORTABLE|AP|PA|CXR)\b")
 
-_NOTHING = frozenset(("", "nan", "null", "none", "n/a", "na"))
-_LETTERS = str.maketrans(
-    {
-        **dict.fromkeys("\u2018\u2019\u201a\u2032", "'"),
-        **dict.fromkeys("\u201c\u201d\u201e\u2033", '"'),
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
-        **dict.fromkeys("\u2022\u00b7\u25cf\u25aa", " "),
-        **{"\u2026": "...", "\u00d7": "x", "\u00b5": "u", "\u00b0": " degrees", "\u00b1": "+/-"},
-        **{"\u2264": "<=", "\u2265": ">=", "\u00df": "ss", "\u00f8": "o", "\u00e6": "ae", "\ufffd": ""},
-    }
-)
-_MARK = r"(?:_{2,}|X{4,})"
-_HIDDEN = re.compile(rf"(?:\b[xX][-/ ])?{_MARK}(?:[-/][aA][-/]{_MARK})?(?:'?(?:s|t|th|nd|rd)\b)?")
-_AROUND_MARKS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"[-/&]?\s*\0(?:\s*[-/&:]?\s*\0)*\s*[-/&]?", " \0 "),  # A/\0, \0-\0, \0-year-old
-        (r"[(\[<]\s*\0[\s\0.,;:]*[)\]>]|<\s*\0|\0\s*>", " \0 "),  # brackets with nothing left in them
-        (r"^[\s.,;:!?)]*(?:\0[\s.,;:!?)]*)+", ""),
-        (r"([.!?])\s*(?:\0[\s.,;:]*)+", r"\1 "),
-        (r"[,;:]\s*(?:\0[\s,;:]*)+([.!?])", r"\1"),
-        (r"([,;:])\s*(?:\0[\s,;:]*)+", r"\1 "),
-        (r"[\s\0]+([.,;:!?)\]])", r"\1"),
-        (r"([(\[])[\s\0]+", r"\1"),
-        (r"\0", " "),
-        (r"\.{2,}", "."),
-        (r"^[\s.,;:!?)]+", ""),
-    )
-]
-_NUMBER = re.compile(r"(?<![\w.,/-])\(?(\d{1,2})[.)]\s*(?=[A-Za-z_<(])")
-_SENTENCE_START = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 
-
-@dataclass(frozen=True)
-class Sections:
+class Sections(NamedTuple):
     """The two parts of a report that describe the image; either may be empty."""
 
     findings: str
@@ -78,26 +68,18 @@ def split_sections(text: str) -> Sections:
     """Findings and impression of a report file, as written there.
 
     The last non-empty one of a repeated header wins. A report with neither gives its last paragraph that is not
-    headed by something else (indication, comparison, ...) as findings; one of a single paragraph is kept whole.
+    headed by something else (indication, comparison, ...) as findings.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    parts = _parts(text)
-    findings, impression = _last(parts, "findings") or _last(parts, "view"), _last(parts, "impression")
-    if findings or impression:
-        return Sections(findings, impression)
-    return Sections(_last_paragraph(text), "")
+    text = plain_lines(text)
+    return _described(_parts(text)) or Sections(_last_paragraph(text), "")
 
 
-def clean(text: str) -> str:
-    """Plain words: ASCII, single spaces, no de-identification marks, no list numbers.
-
-    `___` and `XXXX` go with what is glued to them ("x-XXXX") and leave no stray punctuation. A text that only says
-    that there is none ("NULL", "nan") is empty.
-    """
-    text = unicodedata.normalize("NFKD", text.translate(_LETTERS)).encode("ascii", "ignore").decode()
-    text = _without_numbers(text)
-    text = _without_marks(text)
-    return "" if text.strip(" .").lower() in _NOTHING else text
+def split_text(text: str) -> Sections:
+    """Findings and impression of a text that may be a whole report or a section alone, which is then kept whole."""
+    parts = _parts(plain_lines(text))
+    # What stands before the first header, or in a frame, is the report where no part says that it is.
+    plain = "\n".join(part.body for part in parts if part.kind in ("", "frame") and part.body)
+    return _described(parts) or Sections(plain, "")
 
 
 def compose_report(findings: str, impression: str) -> str:
@@ -125,7 +107,7 @@ def _parts(text: str) -> list[_Part]:
     parts: list[_Part] = []
     kind, start = "", 0
     for match in _HEADER.finditer(text):
-        new = _kind(match.group("line") or match.group("alone") or match.group("inline") or match.group("wet"))
+        new = _kind(next(filter(None, match.groups())), begins_line=match["line"] is not None)
         # "LUNGS:" or "AP CHEST:" within the findings is a part of them.
         if not new or (new == "view" and kind in ("findings", "impression") and text[start : match.start()].strip()):
             continue
@@ -136,17 +118,23 @@ def _parts(text: str) -> list[_Part]:
     return [*parts, _Part(kind, text[start:].strip())]
 
 
-def _kind(header: str) -> str:
-    header = header.upper()
-    if any(word in header for word in _FRAME):
-        return "frame"
-    if "FINDING" in header:
-        return "findings"
-    if "IMPRESSION" in header or "CONCLUSION" in header:
-        return "impression"
-    if any(word in header for word in _OTHER):
-        return "other"
-    return "view" if _VIEW.search(header) else ""
+def _described(parts: list[_Part]) -> Sections | None:
+    """Findings and impression, or what stands for them; None where there is neither."""
+    findings = _last(parts, "findings") or _last(parts, "view")
+    impression = _last(parts, "impression") or _last(parts, "summary")
+    return Sections(findings, impression) if findings or impression else None
+
+
+@lru_cache(maxsize=4096)
+def _kind(header: str, begins_line: bool = True) -> str:
+    words = header.upper().split()
+    for kind, names in _KINDS:
+        if any(name in " ".join(words) for name in names):
+            return kind
+    for word in words:
+        if near := difflib.get_close_matches(word, _MISSPELT, 1, 0.86):
+            return _MISSPELT[near[0]]
+    return "view" if begins_line and _VIEW.search(header) else ""
 
 
 def _last(parts: list[_Part], kind: str) -> str:
@@ -154,37 +142,10 @@ def _last(parts: list[_Part], kind: str) -> str:
 
 
 def _last_paragraph(text: str) -> str:
+    """The last paragraph that is no header alone and not under that of another section, nor before a frame's end."""
     frames = [match.end() for match in _HEADER.finditer(text) if _kind(match.group().strip(" \t:\n")) == "frame"]
     body = text[frames[-1] :] if frames and text[frames[-1] :].strip() else text
     paragraphs = [part.strip() for part in re.split(r"\n[ \t]*\n", body) if part.strip(" \t\n_")]
-    if len(paragraphs) <= 1:
-        return "".join(paragraphs)
-    plain = [part for part in paragraphs if not ((found := _HEADER.match(part)) and _kind(found.group()) == "other")]
-    return plain[-1] if plain else ""
-
-
-def _without_numbers(text: str) -> str:
-    """Drop the "1." of a list: where a sentence begins, or anywhere if the number before it was dropped too.
-
-    Elsewhere a number ends a sentence ("... the level of rib\\n 3. The heart") and stays.
-    """
-    seen = 0
-
-    def drop(match: re.Match[str]) -> str:
-        nonlocal seen
-        before, number = text[: match.start()], int(match.group(1))
-        begins = not before.strip() or before.rstrip()[-1] in ".:;!?" or re.search(r"\n[ \t]*\n[ \t]*$", before)
-        if not begins and not (seen and number == seen + 1 and text[match.end() : match.end() + 1] in _SENTENCE_START):
-            return match.group()
-        seen = number
-        return " " if begins else ". "
-
-    return _NUMBER.sub(drop, text)
-
-
-def _without_marks(text: str) -> str:
-    """Take out the marks of removed names, and the punctuation that only belonged to them."""
-    text = _HIDDEN.sub("\0", text)
-    for pattern, replacement in _AROUND_MARKS:
-        text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    headed = [(part, _HEADER.match(part)) for part in paragraphs]
+    plain = [part for part, found in headed if not (found and _kind(found.group().strip(" \t:")) == "other")]
+    return plain[-1] if plain and any(part.body for part in _parts(plain[-1])) else ""

@@ -1,17 +1,17 @@
 """What every source of studies shares: rows of `schema.SOURCE`, splits by subject, local or remote."""
 
-import csv
-import gzip
 import hashlib
-import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from adamatch_ray.filesystems import open_filesystem
-from adamatch_ray.schema import SOURCE
+from adamatch_ray.schema import CHEXPERT_LABELS, SOURCE
 
 Row = dict[str, Any]
+Labels = tuple[float | None, ...]
+"""One value for each of CHEXPERT_LABELS: 1 present, 0 absent, -1 uncertain, None not mentioned."""
 OpenFile = Callable[[str], BinaryIO]
 Exists = Callable[[str], bool]
 ListNames = Callable[[str], list[str]]
@@ -22,6 +22,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_ABSOLUTE = re.compile(r"/|~|[A-Za-z]:/")
 
 
 def subject_split(subject_id: str, seed: int, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> str:
@@ -51,6 +52,18 @@ def source_row(**values: Any) -> Row:
     return {**row, **values}
 
 
+def label_values(cells: Mapping[str, Any], place: str) -> Labels:
+    """The 14 labels of a table's row, by column. Raises ValueError, naming the place, for a cell that is none."""
+    said = [str(cells[name]).strip() for name in CHEXPERT_LABELS]
+    try:
+        values = tuple(float(cell) if cell else None for cell in said)
+    except ValueError:
+        values = (2.0,)
+    if not {*values} <= {1.0, 0.0, -1.0, None}:
+        raise ValueError(f"{place}: labels are 1.0, 0.0, -1.0 or blank")
+    return values
+
+
 def is_remote(path: str) -> bool:
     """Whether a path is a URL such as s3://bucket/key."""
     return "://" in path
@@ -61,7 +74,7 @@ def open_file(path: str) -> BinaryIO:
     if is_remote(path):
         filesystem, inner = open_filesystem(path)
         return cast(BinaryIO, filesystem.open(inner, "rb"))
-    return Path(path).open("rb")
+    return Path(path).expanduser().open("rb")
 
 
 def exists(path: str) -> bool:
@@ -69,7 +82,7 @@ def exists(path: str) -> bool:
     if is_remote(path):
         filesystem, inner = open_filesystem(path)
         return bool(filesystem.exists(inner))
-    return Path(path).exists()
+    return Path(path).expanduser().exists()
 
 
 def list_names(folder: str) -> list[str]:
@@ -79,18 +92,28 @@ def list_names(folder: str) -> list[str]:
         if not filesystem.isdir(inner):
             return []
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False))
-    return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
+    local = Path(folder).expanduser()
+    return sorted(path.name for path in local.iterdir()) if local.is_dir() else []
+
+
+def locate(folder: str, name: str) -> str:
+    """Where a file that a table names lies: in `folder`, unless the name says a place of its own. Empty stays empty."""
+    if not name or is_remote(name):
+        return name
+    name = name.replace("\\", "/")  # Windows wrote it
+    return name if _ABSOLUTE.match(name) else join(folder, name.removeprefix("./"))
+
+
+def image_stem(name: str) -> str:
+    """Name of an image file without its folders and its ending, of whichever system the path is."""
+    return name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def first_that_exists(choices: Iterable[str], exists: Exists) -> str:
+    """The first of some paths that is there, or an empty string."""
+    return next((path for path in choices if exists(path)), "")
 
 
 def join(folder: str, *parts: str) -> str:
     """Path of something in a folder, local or remote."""
     return "/".join([folder.rstrip("/") if len(folder) > 1 else folder, *parts])
-
-
-def read_csv(path: str, opener: OpenFile = open_file) -> Iterator[dict[str, str]]:
-    """Rows of a CSV or CSV.GZ, streamed; missing cells are empty, undecodable bytes become U+FFFD."""
-    with opener(path) as raw:
-        plain = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
-        with io.TextIOWrapper(plain, encoding="utf-8-sig", errors="replace", newline="") as text:
-            for row in csv.DictReader(text, restval=""):
-                yield {key: value for key, value in row.items() if key is not None}

@@ -29,6 +29,13 @@ class SplitEmbeddings:
     reports: tuple[str, ...]
     study_ids: tuple[str, ...]
 
+    def beginning_with(self, rows: Sequence[int]) -> "SplitEmbeddings":
+        """The same studies with those of `rows` first."""
+        order = [*rows, *sorted(set(range(len(self.reports))) - set(rows))]
+        heads = tuple(head[order] for head in self.heads)
+        reports, ids = (tuple(column[row] for row in order) for column in (self.reports, self.study_ids))
+        return SplitEmbeddings(heads, self.word_IND[order], self.mask_IN[order], reports, ids)
+
 
 class ReportWord(NamedTuple):
     """A whole word as it stands in a report: `report[place] == text`; its pieces are the `rows` of `word_BND[b]`."""

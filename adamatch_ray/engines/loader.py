@@ -5,8 +5,6 @@ Each function raises ValueError, naming the job, while its stage is unfinished.
 
 import json
 
-from safetensors.torch import load_file
-
 from adamatch_ray.engines.classifying import DiseaseClassifier
 from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.engines.generation import GenerationEngine
@@ -18,6 +16,7 @@ from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.vqgan_io import load_pretrained
+from adamatch_ray.models.weights import read_weights
 from adamatch_ray.storage import Root
 
 
@@ -47,7 +46,7 @@ def load_classifier(root: Root, device: str = "cpu") -> DiseaseClassifier:
     name = f"this run's disease classifier ({stage.require().fingerprint[:8]})"
     with stage.local("model") as folder:
         model = PyramidVisionTransformer(from_dict(PVTConfig, json.loads((folder / "config.json").read_text())))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(read_weights(folder / "model.safetensors"))
     return DiseaseClassifier(model, name, device)
 
 

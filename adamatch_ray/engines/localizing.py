@@ -7,8 +7,8 @@ import numpy as np
 
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
-from adamatch_ray.data.ms_cxr import PhraseAnnotation
 from adamatch_ray.data.phantom_report import FINDING_WORDS
+from adamatch_ray.data.phrase_boxes import PhraseAnnotation
 from adamatch_ray.engines.matching import Match, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.metrics.localization import LocalizedPhrase, locate

@@ -42,7 +42,8 @@ def score_images(
 ) -> dict[str, Any]:
     """R@K in percent of each image's own report among all reports of the split; identical reports are hits.
 
-    `embedded` is the split itself. An image that is missing or unreadable scores all reports alike, which finds none.
+    `embedded` is the whole split, the studies that are scored first. An image that is missing or unreadable scores all
+    reports alike, which finds none.
     """
     heads, there = _embed([placed.values.get(id) for id in split.ids], embedder, canvas)
     scores = retrieval.score_pairs(heads, embedded.word_IND, embedded.mask_IN).image_to_text

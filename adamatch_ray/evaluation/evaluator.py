@@ -14,7 +14,7 @@ from adamatch_ray.config import EvaluateConfig
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.labeler import RuleLabeler
 from adamatch_ray.data.loading import read_split
-from adamatch_ray.data.ms_cxr import read_ms_cxr
+from adamatch_ray.data.phrase_boxes import read_phrase_boxes
 from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
 from adamatch_ray.engines.loader import load_embedder
@@ -150,7 +150,7 @@ class Evaluator:
     def _localization(self) -> dict[str, Any]:
         engine, phrases = MatchingEngine(self._embedder), self.options.phrases
         if phrases:
-            rows = localize_phrases(engine, self.studies, self.split.name, read_ms_cxr(phrases))
+            rows = localize_phrases(engine, self.studies, self.split.name, read_phrase_boxes(phrases))
         else:
             rows = localize_split(engine, self.studies, self.split.name)
         if not rows:
@@ -172,8 +172,8 @@ class Evaluator:
         for name, column in (("generated_image", made.images), ("second_image", made.cycle_images)):
             if column is not None:
                 asked, placed = self._place(name, column)
-                embedder, canvas = self._embedder, self._canvas
-                result[name] = cycle.score_images(asked, placed, embedder, self._embedded, canvas)
+                embedded = self._embedded.beginning_with([self.split.ids.index(id) for id in asked.ids])
+                result[name] = cycle.score_images(asked, placed, self._embedder, embedded, self._canvas)
         return result
 
     def _place(self, what: str, column: dict[Key, Any] | None) -> tuple[split.Split, split.Placed[Any]]:
@@ -181,6 +181,8 @@ class Evaluator:
         if column is None:
             raise NothingToScore(f"{self.predictions.source} has no {what}")
         asked = self.split.first(self.predictions.limit)
+        if self.options.subset:
+            asked = asked.having(column)
         return asked, asked.place(column)
 
     def _meter_settings(self) -> MeterSettings:

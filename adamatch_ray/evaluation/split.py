@@ -71,6 +71,11 @@ class Split:
         """The first `count` studies, all of them for 0."""
         return replace(self, studies=self.studies[: count or None])
 
+    def having(self, predictions: Mapping[Key, object]) -> "Split":
+        """The studies that have a prediction; all of them where none has, so that `place` says why."""
+        kept = tuple(study for study in self.studies if any(key in predictions for key in _keys(study)))
+        return replace(self, studies=kept or self.studies)
+
     def place(self, predictions: Mapping[Key, Value]) -> Placed[Value]:
         """Match predictions with studies. One without an image id is for every image of its study.
 

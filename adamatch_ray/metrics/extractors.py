@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from adamatch_ray.models.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def xray_densenet(weights: Path | str, device: str = "cpu") -> NamedExtractor:
         network.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     state = {
         key.removeprefix("features."): value
-        for key, value in _read_tensors(Path(weights)).items()
+        for key, value in read_weights(weights).items()
         if key.startswith("features.")
     }
     try:
@@ -88,11 +89,3 @@ def inception(weights: Path | str, device: str = "cpu") -> NamedExtractor:
         return network(images_BHW[:, None].expand(-1, 3, -1, -1).to(device))
 
     return NamedExtractor(f"Inception-v3 pool ({path.stem})", 2048, features)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise ValueError(f"there are no extractor weights at {path}; nothing is downloaded, name a local file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,7 @@ from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConf
 from adamatch_ray.models import text_encoder
 from adamatch_ray.models.pvt import POOLED_STAGE, PyramidVisionTransformer, Stage, StageOutput
 from adamatch_ray.models.text_encoder import TextEncoder, Tokens
+from adamatch_ray.models.weights import read_weights
 from adamatch_ray.schema import CHEXPERT_LABELS
 
 
@@ -181,5 +182,5 @@ def load(folder: Path) -> tuple[AdaMatch, PreTrainedTokenizerBase]:
     sizes = AdaMatchSizes(**parts)
     bert = text_encoder.bert_from_folder(folder / "text")
     model = AdaMatch(sizes, TextEncoder(sizes.text, bert, tokenizer))
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(read_weights(folder / "model.safetensors"))
     return model.eval(), tokenizer

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adamatch_ray.model_config import PVTConfig
 from adamatch_ray.models.pvt import StageOutput, to_map
+from adamatch_ray.models.weights import read_weights
 
 STAGES = 3
 """Stages of the image encoder that are read."""
@@ -111,5 +112,5 @@ def load(folder: Path) -> PlaceHead:
         raise ValueError(f"{folder} is not a place head's folder: no place.json; run: python jobs/train_place.py")
     sizes = json.loads((folder / "place.json").read_text())
     head = PlaceHead(PlaceSizes(**{**sizes, "stages": tuple(sizes["stages"])}))
-    head.load_state_dict(load_file(folder / "model.safetensors"))
+    head.load_state_dict(read_weights(folder / "model.safetensors"))
     return head.eval()

@@ -1,6 +1,5 @@
 """Read published PVT (v1) and DPT weights into the encoder (docs/method.md 1.1, 1.2)."""
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adamatch_ray.models.pvt import STAGES, PyramidVisionTransformer
+from adamatch_ray.models.weights import read_weights
 
 _RENAMES = (
     (re.compile(r"^pos_embed([1-4])$"), r"stages.\1.position"),
@@ -54,19 +54,8 @@ def load_published(
 
 
 def load_published_file(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a published .pth file, on the CPU. Nothing in the file is executed.
-
-    Takes a bare state dict or one kept under "model" or "state_dict".
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors; re-save its state dict alone with torch.save") from error
-    if isinstance(content, dict):
-        content = next((content[key] for key in ("model", "state_dict") if key in content), content)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} is not a state dict: expected names mapped to tensors")
-    return dict(content)
+    """Weights of a published file, on the CPU, under the names they have there (`weights.read_weights`)."""
+    return read_weights(path)
 
 
 def resize_position(position: Tensor, length: int, class_tokens: int = 0) -> Tensor:

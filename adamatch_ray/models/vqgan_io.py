@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import pickle
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adamatch_ray.model_config import VQGANConfig
 from adamatch_ray.models.vqgan import VQGAN
+from adamatch_ray.models.weights import read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -24,19 +24,8 @@ def load_checkpoint(path: str | Path, config: VQGANConfig) -> VQGAN:
     Entries `loss.*` (discriminator, perceptual network) are left out; any other name or shape that `config` does not
     describe is a ValueError, and so is a file that cannot be read without running code from it.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{path} holds more than tensors, so it is not opened here. If you trust its origin, convert it once, "
-                f"in an environment you can throw away, with the line: {_conversion(path)}"
-            ) from error
-        state = content.get("state_dict", content)
-    return _filled(config, {name: value for name, value in state.items() if not name.startswith("loss.")}, path)
+    state = read_weights(path)
+    return _filled(config, {name: value for name, value in state.items() if not name.startswith("loss.")}, Path(path))
 
 
 def save_pretrained(model: VQGAN, folder: str | Path) -> None:
@@ -58,7 +47,7 @@ def load_pretrained(folder: str | Path) -> VQGAN:
     if unknown:
         raise ValueError(f"{folder / CONFIG_FILE} has unknown fields {unknown}: it is not the file of a VQ-GAN")
     values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
-    return _filled(VQGANConfig(**values), load_file(folder / WEIGHTS_FILE), folder).eval()
+    return _filled(VQGANConfig(**values), read_weights(folder / WEIGHTS_FILE), folder).eval()
 
 
 def fingerprint(model: VQGAN) -> str:
@@ -91,13 +80,3 @@ def _filled(config: VQGANConfig, state: dict[str, Tensor], path: Path) -> VQGAN:
     model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     model.quantize.embedding.weight.requires_grad_(model.quantize.learned)
     return model
-
-
-def _conversion(path: Path) -> str:
-    target = path.with_suffix(".safetensors")
-    return (
-        'python -c "import torch, safetensors.torch as s; '
-        f"c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        f"s.save_file({{k: v.contiguous() for k, v in c['state_dict'].items() if not k.startswith('loss.')}}, "
-        f'{str(target)!r})"'
-    )

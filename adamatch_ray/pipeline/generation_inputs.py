@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adamatch_ray.data import images, loading, manifest, reports, sources
+from adamatch_ray.data import images, loading, reports, sources, tables
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.instructions import CXR_TO_REPORT, REPORT_TO_CXR
 from adamatch_ray.storage import Root, Stage
@@ -82,7 +82,7 @@ def split_files(studies: Stage, split: str) -> list[InputFile]:
 
 def table_directions(path: str, wanted: Sequence[str]) -> list[str]:
     """The directions of `wanted` that a table has a column for. Raises ValueError where there is none."""
-    present = manifest.columns_of(path)
+    present = tables.columns_of(path)
     found = [direction for direction in wanted if COLUMN[direction] in present]
     if not found:
         needed = " or ".join(COLUMN[direction] for direction in wanted)
@@ -95,8 +95,8 @@ def copy_table(path: str, stage: Stage, limit: int = 0) -> Iterator[InputFile]:
 
     Image names are relative to the table's folder. A row without an id is known by its number.
     """
-    path = path if sources.is_remote(path) else str(Path(path).resolve())
-    listed = enumerate(islice(manifest.read_table(path), limit or None), start=1)
+    path = path if sources.is_remote(path) else str(Path(path).expanduser().resolve())
+    listed = enumerate(islice(tables.read_table(path), limit or None), start=1)
     number = 0
     while part := [_table_row(row, path, place) for place, row in islice(listed, TABLE_ROWS)]:
         buffer = io.BytesIO()
@@ -151,11 +151,10 @@ def _own(row: dict[str, Any], direction: str, canvas: int) -> CanvasImage | str:
     return CanvasImage(images.to_canvas(decoded, canvas), decoded.height, decoded.width)
 
 
-def _table_row(row: dict[str, str], path: str, number: int) -> dict[str, str]:
-    name = row.get("image", "").strip()
-    relative = name and not name.startswith("/") and not sources.is_remote(name)
+def _table_row(row: tables.Cells, path: str, number: int) -> dict[str, str]:
+    sections = reports.split_text(tables.text(row.get("report", "")))
     return {
-        "study_id": row.get("id", "").strip() or f"row-{number}",
-        "image": sources.join(path.rpartition("/")[0], name) if relative else name,
-        "report": reports.compose_report(row.get("report", ""), ""),
+        "study_id": tables.identifier(row.get("id", "")) or f"row-{number}",
+        "image": sources.locate(path.rpartition("/")[0], tables.text(row.get("image", ""))),
+        "report": reports.compose_report(*sections),
     }

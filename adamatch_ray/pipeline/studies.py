@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adamatch_ray.config import DataConfig
-from adamatch_ray.data import images, phantom, reports, sources
+from adamatch_ray.data import images, phantom, reports, sources, tables
 from adamatch_ray.data.labeler import ReportLabeler, RuleLabeler
 from adamatch_ray.data.manifest import ManifestColumns, list_manifest
 from adamatch_ray.data.mimic_cxr import list_mimic_cxr
@@ -30,6 +30,10 @@ Row = dict[str, Any]
 
 PHANTOM_HELD_OUT = 256
 """Phantoms drawn for validate, and again for test, besides those for train."""
+
+
+UNLABELLED = "labels unknown"
+"""Accepted studies of which no label is known: their reports have no word that the labeler knows, or it is off."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class StudyShards:
         text = shard.rows + json.dumps(asdict(self.config), sort_keys=True)
         identity = hashlib.sha256(text.encode()).hexdigest()
         if footer := read_footer(self.stage, shard.file, identity):
-            reasons = json.loads(footer[1]["summary"])["reasons"]
-            return MadeShard(shard.file, footer[0], reused=True, counts=reasons)
+            summary = json.loads(footer[1]["summary"])
+            return MadeShard(shard.file, footer[0], True, counts=summary["reasons"], notes=_notes(summary))
         accepted, rejected = [], []
         for line in shard.rows.splitlines():
             row = json.loads(line)
@@ -105,11 +109,18 @@ class StudyShards:
             except (images.BadImage, _BadReport) as error:
                 rejected.append({**row, "reason": str(error)})
         reasons = dict(Counter(row["reason"] for row in rejected))
-        summary = {"file": shard.file, "accepted": len(accepted), "rejected": len(rejected), "reasons": reasons}
+        summary = {
+            **{"file": shard.file, "accepted": len(accepted), "rejected": len(rejected), "reasons": reasons},
+            "unlabelled": sum(not any(value is not None for value in row["labels"] or ()) for row in accepted),
+        }
         write_quarantine(self.stage, shard.quarantine, rejected)
         schema = STUDY.with_metadata({"summary": json.dumps(summary, sort_keys=True)})
         write_shard(self.stage, shard.file, pa.Table.from_pylist(accepted, schema=schema), identity)
-        return MadeShard(shard.file, len(accepted), reused=False, counts=reasons)
+        return MadeShard(shard.file, len(accepted), reused=False, counts=reasons, notes=_notes(summary))
+
+
+def _notes(summary: dict[str, Any]) -> dict[str, int]:
+    return {UNLABELLED: summary["unlabelled"]} if summary["unlabelled"] else {}
 
 
 def write_quarantine(stage: Stage, name: str, rows: list[Row]) -> None:
@@ -130,7 +141,7 @@ def _study(row: Row, config: DataConfig, labeler: ReportLabeler | None) -> Row:
     findings, impression = row["findings"], row["impression"]
     if row["report_path"]:
         try:
-            text = _read(row["report_path"]).decode("utf-8", errors="replace")
+            text = tables.decode(_read(row["report_path"]))
         except FileNotFoundError:
             raise _BadReport("report file is missing") from None
         sections = reports.split_sections(text)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from adamatch_ray.codebooks import GROUPS
@@ -20,6 +19,7 @@ from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.adamatch import TextEmbeddings
 from adamatch_ray.models.inputs import model_input, random_crops
 from adamatch_ray.models.pvt_published import load_published, load_published_file
+from adamatch_ray.models.weights import read_weights
 from adamatch_ray.storage import Root
 from adamatch_ray.train.distributed import Worker
 from adamatch_ray.train.fit_encoder import masked_bce, targets
@@ -116,7 +116,7 @@ def _initialise(model: adamatch.AdaMatch, root: Root, init: str) -> None:
         load_published(model.image, load_published_file(init), drop_head=True)
         return
     with root.stage("encoder").local("model") as folder:
-        weights = load_file(folder / "model.safetensors")
+        weights = read_weights(folder / "model.safetensors")
     wanted = model.image.state_dict()
     missing = sorted(set(wanted) - set(weights)) + [
         k for k in wanted if k in weights and wanted[k].shape != weights[k].shape

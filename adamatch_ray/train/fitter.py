@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adamatch_ray.data import loading
+from adamatch_ray.models.weights import read_saved
 from adamatch_ray.train import optim
 from adamatch_ray.train.distributed import Worker, seed_step
 from adamatch_ray.train.loop import Source, TrainSettings, study_source
@@ -44,7 +45,7 @@ class TrainState:
 
     def read(self, folder: Path) -> None:
         """Continue from what `write` kept."""
-        saved: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = read_saved(folder / "state.pt")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.step = saved["step"]

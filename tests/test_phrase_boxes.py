@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adamatch_ray.data import loading
-from adamatch_ray.data.ms_cxr import PhraseAnnotation, read_ms_cxr
+from adamatch_ray.data.phrase_boxes import PhraseAnnotation, read_phrase_boxes
 from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.localizing import localize_phrases
 from adamatch_ray.engines.matching import MatchingEngine
@@ -61,18 +61,23 @@ def test_both_forms_say_the_same_and_boxes_of_a_phrase_are_together(tmp_path: Pa
     csv = write_csv(tmp_path, *ROWS)
     packed = tmp_path / "packed.csv.gz"
     packed.write_bytes(gzip.compress(Path(csv).read_bytes()))
-    assert read_ms_cxr(csv) == read_ms_cxr(str(packed)) == read_ms_cxr(write_json(tmp_path, coco())) == EXPECTED
+    assert (
+        read_phrase_boxes(csv)
+        == read_phrase_boxes(str(packed))
+        == read_phrase_boxes(write_json(tmp_path, coco()))
+        == EXPECTED
+    )
 
 
 def test_the_image_is_told_by_its_path_where_there_is_no_id(tmp_path: Path) -> None:
     header = HEADER.removeprefix("dicom_id,")
     rows = [row.split(",", 1)[1] for row in ROWS]
-    assert read_ms_cxr(write_csv(tmp_path, *rows, header=header)) == EXPECTED
+    assert read_phrase_boxes(write_csv(tmp_path, *rows, header=header)) == EXPECTED
 
 
 def test_a_box_that_reaches_over_the_edge_is_cut(tmp_path: Path) -> None:
     row = "a1,Edema,edema,a1.jpg,-5,10,3000,20,2000,3000,test"
-    assert read_ms_cxr(write_csv(tmp_path, row))[0].boxes == ((0, 10, 2000, 30),)
+    assert read_phrase_boxes(write_csv(tmp_path, row))[0].boxes == ((0, 10, 2000, 30),)
 
 
 def test_boxes_follow_an_image_to_another_size() -> None:
@@ -83,7 +88,7 @@ def test_boxes_follow_an_image_to_another_size() -> None:
     ("row", "problem"),
     [
         ("a1,Edema,edema,a1.jpg,x,10,20,20,2000,3000,test", "line 3: x 'x' is no number"),
-        ("a1,Edema,edema,a1.jpg,1,10,nan,20,2000,3000,test", "line 3: w 'nan' is no number"),
+        ("a1,Edema,edema,a1.jpg,1,10,nan,20,2000,3000,test", "line 3: w '' is no number"),
         ("a1,Edema,edema,a1.jpg,1,10,0,20,2000,3000,test", "line 3: box .* has no part"),
         ("a1,Edema,edema,a1.jpg,2100,10,20,20,2000,3000,test", "line 3: box .* has no part"),
         ("a1,Edema, ,a1.jpg,1,10,20,20,2000,3000,test", "line 3: no phrase"),
@@ -94,29 +99,29 @@ def test_boxes_follow_an_image_to_another_size() -> None:
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, row: str, problem: str) -> None:
     with pytest.raises(ValueError, match=f"ms_cxr.csv, {problem}"):
-        read_ms_cxr(write_csv(tmp_path, ROWS[0], row))
+        read_phrase_boxes(write_csv(tmp_path, ROWS[0], row))
 
 
 def test_a_missing_column_or_an_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column label_text; it has dicom_id"):
-        read_ms_cxr(write_csv(tmp_path, ROWS[0], header=HEADER.replace("label_text", "text")))
+        read_phrase_boxes(write_csv(tmp_path, ROWS[0], header=HEADER.replace("label_text", "text")))
     with pytest.raises(ValueError, match="no annotations"):
-        read_ms_cxr(write_csv(tmp_path))
+        read_phrase_boxes(write_csv(tmp_path))
 
 
 def test_a_wrong_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x.json: not JSON"):
-        read_ms_cxr(str(tmp_path / "x.json"))
+        read_phrase_boxes(str(tmp_path / "x.json"))
     with pytest.raises(ValueError, match="COCO-style"):
-        read_ms_cxr(write_json(tmp_path, []))
+        read_phrase_boxes(write_json(tmp_path, []))
     said = coco()
     said["annotations"][2]["image_id"] = 99
     with pytest.raises(ValueError, match="annotation 2: no image of id 99"):
-        read_ms_cxr(write_json(tmp_path, said))
+        read_phrase_boxes(write_json(tmp_path, said))
     said["annotations"][2] |= {"image_id": 7, "bbox": [1, 2, 3]}
     with pytest.raises(ValueError, match="annotation 2: bbox"):
-        read_ms_cxr(write_json(tmp_path, said))
+        read_phrase_boxes(write_json(tmp_path, said))
 
 
 def test_phrases_are_scored_on_the_studies_that_a_split_has(cycle_root: Path) -> None:
