@@ -292,3 +292,20 @@ def test_phrases_of_ms_cxr_are_placed_where_a_user_has_them(
     assert (found["phrases"], found["studies"]) == (1, 1) and list(found["findings"]) == ["Pleural Effusion"]
     with pytest.raises(ValueError, match=r"--evaluate.phrases nowhere.json: no such file"):
         job("evaluate")(["--config", str(tiny_yaml), "--root", str(root), *only, "nowhere.json"])
+
+
+def test_predictions_of_a_subset_are_scored_as_one_on_request(
+    job: Callable[[str], Main], root: Path, tiny_yaml: Path, studies: tuple[split.Study, ...], tmp_path: Path
+) -> None:
+    some = [studies[number] for number in (9, 2, 5, 12)]
+    for study in some:
+        (tmp_path / f"{study.id}.png").write_bytes(study.image)
+    lines = [{"study_id": study.id, "report": study.report, "image": f"{study.id}.png"} for study in some]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    named = ["--evaluate.predictions", str(tmp_path / "p.jsonl"), "--evaluate.tables", "reports,cycle"]
+    evaluate(job, root, tiny_yaml, *named, "--evaluate.subset", "true")
+    reports, drawn = table(root, "reports"), table(root, "cycle")["generated_image"]
+    assert (reports["studies"], reports["missing"]) == (4, 0) and reports["values"]["rouge_l"] == 1
+    assert (drawn["studies"], drawn["missing"]) == (4, 0)
+    evaluate(job, root, tiny_yaml, *named)
+    assert (table(root, "reports")["studies"], table(root, "reports")["missing"]) == (16, 12)

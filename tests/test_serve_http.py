@@ -1,6 +1,7 @@
 """The HTTP interface over models that are not there: what is asked, what comes back, and every way it can fail."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -355,3 +356,57 @@ def test_logs_hold_no_report(client: TestClient, models: FakeModels, caplog: pyt
     models.failing["keypatches"] = [KeyError("a secret in the report")]
     assert client.post("/v1/image", json={"report": "a secret in the report"}).status_code == 500
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, "application/json"),
+        ("*/*", "application/json"),
+        ("image/png", "image/png"),
+        ("IMAGE/PNG", "image/png"),
+        ("text/html, image/png;q=0.9", "image/png"),
+        ("image/*", "image/png"),
+        ("application/json;q=0.5, image/png", "image/png"),
+        ("application/json, image/png;q=0.5", "application/json"),
+        ("image/png;q=0, */*", "application/json"),
+        ("image/png;q=0", "application/json"),
+        ("image/pngx", "application/json"),
+        ("*/*;q=0.1, image/png;q=0.2", "image/png"),
+    ],
+)
+def test_what_a_client_accepts_is_weighed(client: TestClient, accept: str | None, chosen: str) -> None:
+    headers = {} if accept is None else {"Accept": accept}
+    assert client.post("/v1/image", json={"report": REPORT}, headers=headers).headers["content-type"] == chosen
+    same = (("IMAGE/PNG", "TEXT/EVENT-STREAM"), ("image/", "text/"), ("/png", "/event-stream"))
+    streamed = {name: functools.reduce(lambda said, pair: said.replace(*pair), same, v) for name, v in headers.items()}
+    kind = client.post("/v1/report", headers=streamed, **form()).headers["content-type"]
+    assert kind.startswith("text/event-stream" if chosen == "image/png" else "application/json")
+
+
+def test_an_answer_to_unknown_words_carries_a_warning(client: TestClient) -> None:
+    for text, warned in ((REPORT, False), ("Derrame pleural derecho con atelectasia", True), ("asdf qwer", True)):
+        drawn = client.post("/v1/image", json={"report": text}).json()
+        cycle = client.post("/v1/cycle", json={"report": text}).json()["image"]
+        match = client.post("/v1/match", files={"image": xray()}, data={"report": text}).json()
+        assert [bool(answer["warning"]) for answer in (drawn, cycle, match)] == [warned] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["filename*=utf-8''%D1%80.png", "FileName*=UTF-8'ru'%D1%80.png", 'filename="\u0440.png"']
+)
+def test_a_file_may_have_its_name_in_any_form(client: TestClient, name: str) -> None:
+    head = f'--b\r\nContent-Disposition: form-data; name="image"; {name}\r\nContent-Type: image/png\r\n\r\n'
+    body = head.encode() + xray() + b"\r\n--b--\r\n"
+    answer = client.post("/v1/report", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_form_that_cannot_be_read_says_why(client: TestClient) -> None:
+    fields = b"".join(b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n1\r\n' % i for i in range(20))
+    for kind, body, said in (
+        ("multipart/form-data", b"x", "no boundary"),
+        ("multipart/form-data; boundary=b", fields + b"--b--\r\n", "too many fields"),
+    ):
+        answer = client.post("/v1/report", content=body, headers={"content-type": kind})
+        assert answer.status_code == 400 and said in answer.json()["detail"]
