@@ -18,10 +18,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         return {"stage": "place", "status": "skipped", "output": run.stage.uri, "seconds": 0.0}
     if (answer := run.begin()) is not None:
         return answer
-    from adamatch_ray.train.fit_place import place_loop
+    from adamatch_ray.train.fit_place import PlaceTraining
     from adamatch_ray.train.launch import fit_stage
 
-    return fit_stage(run, place_loop, run.config.place.train, {}, score="auc")
+    return fit_stage(run, PlaceTraining, "auc")
 
 
 if __name__ == "__main__":

@@ -126,4 +126,6 @@ class Placer:
 
     def _soft(self, image: CanvasImage, sight: Sight, feature_D: Tensor) -> tuple[Region, float]:
         similarity_V = (sight.patch_VD @ feature_D).double().cpu().numpy()
-        return soft_point(similarity_V, sight.boxes_V4, 1 / self._grid, image), float(similarity_V.max())
+        return soft_point(similarity_V, sight.boxes_V4.astype(np.float64), 1 / self._grid, image), float(
+            similarity_V.max()
+        )

@@ -1,13 +1,13 @@
 """Training of the place head on a frozen AdaMatch, by the words of reports alone (the `train_place` job)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adamatch_ray.config import PlaceStage, RunConfig
+from adamatch_ray.config import PlaceStage
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.embedding import Embedder, whole_words
@@ -18,34 +18,32 @@ from adamatch_ray.metrics.localization import roc_auc
 from adamatch_ray.models import place_head
 from adamatch_ray.models.place_head import STAGES, PlaceHead, PlaceSizes
 from adamatch_ray.storage import Root, Stage
-from adamatch_ray.train.distributed import Worker, current_worker
-from adamatch_ray.train.loop import Loss, Task, run
+from adamatch_ray.train.distributed import Worker
+from adamatch_ray.train.fitter import ModelFitter
+from adamatch_ray.train.loop import TrainSettings
 
 Findings = Mapping[str, Tensor]
 """The findings that a report does not deny, each as one unit vector."""
 
 
-def place_loop(settings: dict[str, Any]) -> None:
-    """Train on this worker. settings: root, config (RunConfig), total_steps, resume_path."""
-    config: RunConfig = settings["config"]
-    train = config.place.train
-    worker = current_worker(train.precision, train.threads)
-    root = Root(settings["root"])
-    fitter = PlaceFitter(load_embedder(root, str(worker.device)), config.place)
+class PlaceTraining(ModelFitter):
+    """Fits the head by the loop that all trainings share."""
 
-    def validate(worker: Worker) -> dict[str, float]:
-        return fitter.score(root.stage("studies"), config.evaluate.batch_size)
+    model: PlaceHead
 
-    task = Task(
-        stage="place",
-        train=train,
-        model=fitter.head,
-        loss=lambda wrapped, batch, generator, worker: fitter.loss(wrapped, batch, generator),
-        validate=validate,
-        score="auc",
-        save_model=lambda folder: place_head.save(fitter.head, folder),
-    )
-    run(task, settings, worker)
+    def __init__(self, settings: TrainSettings, worker: Worker) -> None:
+        self.place = PlaceFitter(load_embedder(Root(settings.root), str(worker.device)), settings.config.place)
+        super().__init__(settings, worker, self.place.head)
+
+    def loss(self, batch: loading.Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.place.loss(self.wrapped, batch, generator)
+
+    def scores(self) -> dict[str, float]:
+        studies = Root(self.settings.root).stage("studies")
+        return self.place.score(studies, self.settings.config.evaluate.batch_size)
+
+    def save_model(self, folder: Path) -> None:
+        place_head.save(self.model, folder)
 
 
 class PlaceFitter:
@@ -58,7 +56,9 @@ class PlaceFitter:
         self.head = PlaceHead(PlaceSizes.of(sizes.image, sizes.adamatch.dim, place.width, place.dim))
         self.head.to(embedder.device)
 
-    def loss(self, wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator) -> Loss:
+    def loss(
+        self, wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch; `wrapped` is the head, data-parallel where there are several workers."""
         own = self._findings(list(batch["report"]))
         look = self._embedder.look(batch["image"], stages=STAGES)
@@ -68,7 +68,7 @@ class PlaceFitter:
         others = [lacking(own, b, self._negatives, generator) for b in range(len(own))]
         named = [self._stacked(list(findings.values())) for findings in own]
         result = place_loss(self.head, feature_BDGG, named, [self._stacked(words) for words in others])
-        return Loss(result.loss, {"accuracy": result.accuracy})
+        return result.loss, {"accuracy": result.accuracy}
 
     def score(self, studies: Stage, batch_size: int) -> dict[str, float]:
         """How well evidence tells findings of validate in their own images from as many in images that lack them.
