@@ -42,14 +42,14 @@ class DataConfig:
     """Where studies come from and how they are stored (docs/method.md 7)."""
 
     source: Literal["phantom", "mimic_cxr", "openi", "manifest"] = option("mimic_cxr", "kind of data set")
-    path: str = option("", "folder (mimic_cxr, openi) or CSV/JSONL table (manifest); local or s3://")
+    path: str = option("", "folder (mimic_cxr, openi) or table (manifest: CSV, JSON lines, parquet); local or s3://")
     reports: str = option("", "folder of the report files, when not beside the images (mimic_cxr)")
     projections: str = option("", "CSV that gives the view of each image (openi)")
     images: str = option("", "folder that image names in the table are relative to (manifest); default: the table's")
-    image_column: str = option("image", "manifest column: image path")
+    image_column: str = option("image", "manifest column: image path; a/b: column a, a slash, column b")
     text_column: str = option("report", "manifest column: report text")
     id_column: str = option("", "manifest column: study id")
-    subject_column: str = option("", "manifest column: subject id")
+    subject_column: str = option("", "manifest column: subject id; default: the one in the path, else the study")
     split_column: str = option("", "manifest column: split")
     view_column: str = option("", "manifest column: view position")
     findings_column: str = option("", "manifest column: findings section, when the text is in two columns")

@@ -100,7 +100,8 @@ class Progress:
         now = time.monotonic()
         if not self.began:
             self.began, self.first = now, self.done
-        if now - self.shown > self.interval or self.done == self.total:
+        # A single piece is no progress: whatever is said of it comes with the answer.
+        if self.total > 1 and (now - self.shown > self.interval or self.done == self.total):
             self.shown = now
             left = min(self.seconds_left(now), at_most)
             parts = [f"{self.label} {self.done}/{self.total} {self.unit}", values]

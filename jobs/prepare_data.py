@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         reasons.update(shard.counts)
         notes.update(shard.notes)
     if not accepted.total():
-        raise ValueError(f"no study could be used; reasons: {dict(reasons.most_common(5))}")
+        named = config.path or config.source
+        raise ValueError(f"no study of {named} could be used; reasons: {dict(reasons.most_common(5))}")
     assert accepted.total() + reasons.total() == seen, (accepted, reasons, seen)
     rows = {**{split: accepted[split] for split in ("train", "validate", "test")},
             "accepted": accepted.total(), "rejected": reasons.total(), "seen": seen}  # fmt: skip

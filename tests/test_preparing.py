@@ -277,3 +277,15 @@ def test_the_number_held_out_is_what_the_help_says() -> None:
     counts = Counter(row["split"] for row in list_rows(PHANTOMS))
     assert preparing.PHANTOM_HELD_OUT == 256
     assert all(abs(counts[split] - 256) <= 1 for split in ("validate", "test"))
+
+
+def test_studies_of_which_no_label_is_known_are_counted(table: DataConfig, tmp_path: Path) -> None:
+    path = Path(table.path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()[:4]]
+    lines[1]["report"] = "Derrame pleural derecho. Cardiomegalia."
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):  # made, then found
+        made = [make_shard(shard, table, str(tmp_path)) for shard in plan(list_rows(table), table)[0]]
+        assert sum((Counter(shard.notes) for shard in made), Counter()) == {preparing.UNLABELLED: 1}
+    labels = {row["dicom_id"]: row["labels"] for row in studies(tmp_path)}
+    assert labels["good1"] == [None] * 14 and labels["good0"] != [None] * 14

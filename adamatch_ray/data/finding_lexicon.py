@@ -211,8 +211,8 @@ _ENGLISH = """
 the and are with without there this these been was were which be by at from than within lung lungs heart chest clear
 bone bones bony rib ribs spine size disease abnormality abnormalities unremarkable unchanged changes enlarged evidence
 seen left right upper lower lobes findings finding small mild moderate severe mildly moderately opacity opacities
-effusions airspace exam study view views tube line wires pacemaker leads radiograph limits cardiopulmonary contours
-tissue tissues tortuous degenerative healed masses atelectatic thickening scarring hyperinflated volumes
+effusions airspace exam study view views cxr xray tube line wires pacemaker leads radiograph limits cardiopulmonary
+contours tissue tissues tortuous degenerative healed masses atelectatic thickening scarring hyperinflated volumes
 """
 _FOREIGN = """
 el los las del una sin para que hay su ni derecho derecha izquierdo izquierda nao sem com uma dos das esquerda direita
