@@ -175,6 +175,7 @@ class EvaluateConfig:
     phrases: str = option(
         "", "boxes of MS-CXR (.json, .csv), VinDr-CXR or NIH: where phrases are, instead of the data's"
     )
+    shifted: bool = option(False, "place words by 16 shifted views of an image as well, where there is no place head")
     meteor: Literal["auto", "nltk", "java", "both", "none"] = option(
         "auto", "which METEOR; auto: whichever is installed"
     )

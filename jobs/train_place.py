@@ -18,10 +18,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         return {"stage": "place", "status": "skipped", "output": run.stage.uri, "seconds": 0.0}
     if (answer := run.begin()) is not None:
         return answer
-    from adamatch_ray.train.fit_place import PlaceTraining
+    from adamatch_ray.train.fit_place import PlaceFitter
     from adamatch_ray.train.launch import fit_stage
 
-    return fit_stage(run, PlaceTraining, "auc")
+    return fit_stage(run, PlaceFitter, "auc")
 
 
 if __name__ == "__main__":

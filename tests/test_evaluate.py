@@ -17,6 +17,7 @@ from adamatch_ray.config import load_config, section
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.data.labeler import Labels
 from adamatch_ray.data.predictions import Key
+from adamatch_ray.engines.localizing import Located
 from adamatch_ray.evaluation import headline, images, localization, split
 from adamatch_ray.metrics.localization import Localization, LocalizedPhrase
 from adamatch_ray.model_config import PVTConfig, from_dict, to_json
@@ -234,12 +235,14 @@ def test_a_study_with_two_images_takes_one_report_for_both() -> None:
 
 def test_intervals_of_pointing_draw_studies_not_words() -> None:
     def row(study: str, hit: bool) -> LocalizedPhrase:
-        return LocalizedPhrase(study, "effusion", "effusion", Localization(hit, hit, 0.5, 0.5, float("nan"), 0.1, 0.1))
+        score = Localization(hit, 0.5, True, hit, 0.2, hit, 0.5, float("nan"), 0.1, 0.1)
+        return LocalizedPhrase(study, "effusion", "effusion", True, score)
 
-    one = localization.score([row("a", True)] * 50 + [row("b", False)] * 50, 200, 0)
-    many = localization.score([row(f"{n}", n % 2 == 0) for n in range(100)], 200, 0)
-    assert one["micro"]["box_hit"] == many["micro"]["box_hit"] == 0.5 and one["micro"]["cnr"] is None
-    width = [found["intervals"]["box_hit"]["high"] - found["intervals"]["box_hit"]["low"] for found in (one, many)]
+    one = localization.score(Located([row("a", True)] * 50 + [row("b", False)] * 50), 200, 0)
+    many = localization.score(Located([row(f"{n}", n % 2 == 0) for n in range(100)]), 200, 0)
+    assert one["micro"]["point_hit"] == many["micro"]["point_hit"] == 0.5 and one["micro"]["cnr"] is None
+    assert one["groundable"]["auc"] is None and list(one["groups"]) == ["blob"]
+    width = [found["intervals"]["point_hit"]["high"] - found["intervals"]["point_hit"]["low"] for found in (one, many)]
     assert width[0] == 1.0 and width[1] < 0.3
 
 

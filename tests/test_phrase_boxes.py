@@ -135,6 +135,6 @@ def test_phrases_are_scored_on_the_studies_that_a_split_has(cycle_root: Path) ->
 
     annotations = [annotation(studies[0], 1), annotation(studies[2], 8), PhraseAnnotation("x", "y", "z", (), 1, 1)]
     engine = MatchingEngine(load_embedder(root))
-    rows = localize_phrases(engine, root.stage("studies"), "test", annotations)
+    rows = localize_phrases(engine, root.stage("studies"), "test", annotations).rows
     assert [row.study_id for row in rows] == [studies[0]["study_id"], studies[2]["study_id"]]
     assert all(row.score.chance == pytest.approx(0.25) and row.finding == "Pleural Effusion" for row in rows)

@@ -43,7 +43,9 @@ def summary(source: str) -> dict[str, Any]:
         "images": {"missing": 1, "studies": 3,
                    "findings": {side: {"labels": {"Edema": label}} for side in ("generated", "real")}},
         "retrieval": {"full": recall, "chance": chance},
-        "localization": {"findings": {"effusion": {"box_hit": 0.5, "chance": 0.1, "phrases": 4}}},
+        "localization": {
+            "findings": {"effusion": {"box_iou": 0.5, "point_hit": 0.1, "phrases": 4}}, "groups": {}
+        },
         "cycle": {"generated_image": {"recall": recall}, "chance": chance},
     }  # fmt: skip
     return {"title": "Evaluation", "split": "test", "studies": 3, "data": source, "use": "Research use only.",

@@ -4,7 +4,7 @@ All constants were chosen on the validate split of phantoms. Places go in as uni
 in pixels of the original image.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,11 @@ ROUNDS = 3
 SPREAD = 2.0
 """Half the side of a soft point's box, in standard deviations of the places that it is the mean of."""
 
-LEVEL = 0.4
+LEVEL = 0.5
 """Share of the highest probability from which a place belongs to the region."""
-STEPS = 2
+JOIN = 2
+"""Places by which parts are widened before they count as one: wires and tubes are seen in pieces."""
+STEPS = 6
 """Rounds of averaging with like neighbours."""
 LIKENESS = 0.3
 """Difference in gray, in standard deviations of the neighbourhood, at which a neighbour counts for 1/e."""
@@ -39,12 +41,14 @@ _OFFSETS = [(y * k, x * k) for k in _REACH for y in (-1, 0, 1) for x in (-1, 0, 
 class Region(NamedTuple):
     """Where something is seen: its point (x, y), the box around it, and its shape, in pixels of the original image.
 
-    mask: [MASK, MASK], whether each of as many equal cells of the image belongs to it.
+    mask: [MASK, MASK], whether each of as many equal cells of the image belongs to it; heat: the probability of each,
+    where a map was read.
     """
 
     point: tuple[float, float]
     box: Box
     mask: Mask
+    heat: Array | None = None
 
     def outline(self, height: int, width: int) -> list[list[tuple[float, float]]]:
         """The shape as closed polygons in pixels of the image, of `height` x `width`."""
@@ -63,7 +67,7 @@ def shifts(grid: int) -> Array:
     return np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
 
 
-def soft_point(similarity_P: Array, boxes_P4: Array, stride: float, image: CanvasImage) -> Region:
+def soft_point(similarity_P: Array, boxes_P4: NDArray[np.floating], stride: float, image: CanvasImage) -> Region:
     """Mean place of the patches that resemble a word most, near the best of them.
 
     Boxes, and the stride within which patches count together, in unit coordinates of the canvas.
@@ -87,8 +91,7 @@ class MapReader:
     def __init__(self, image: CanvasImage, side: int, steps: int = STEPS) -> None:
         """`side`: places a side of the maps."""
         self._image, self._side, self._steps = image, side, steps
-        gray = _resized(image.pixels, side)
-        self._weight_KGG = _likeness(gray) if steps else None
+        self._weight_KGG = _likeness(_resized(image.pixels, side))
         place, scale = image.geometry, side / image.geometry.canvas
         middle = np.arange(side) + 0.5
         down = (middle >= place.top * scale) & (middle <= (place.top + place.inner_height) * scale)
@@ -96,26 +99,28 @@ class MapReader:
         self._shown_GG = down[:, None] & across
 
     def region(self, probability_GG: Array) -> Region:
-        """The connected places around the highest one, after averaging with like neighbours where they are not thin."""
-        sharp = np.where(self._shown_GG, probability_GG, 0.0)
-        mask = _component(sharp)
+        """The connected places around the highest one, after averaging with like neighbours; its point is before that."""
+        sharp = soft = np.where(self._shown_GG, probability_GG, 0.0)
         peak = np.unravel_index(sharp.argmax(), sharp.shape)
-        if self._weight_KGG is not None and ndimage.binary_opening(mask, np.ones((3, 3))).any():
-            soft = sharp
-            for _ in range(self._steps):
-                soft = (_neighbours(soft) * self._weight_KGG).sum(0)
-            mask = _component(np.where(self._shown_GG, soft, 0.0))
+        for _ in range(self._steps):
+            soft = (_neighbours(soft) * self._weight_KGG).sum(0)
+        soft = np.where(self._shown_GG, soft, 0.0)
+        mask = _component(soft)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         unit = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / self._side
         x, y, *_ = self._image.geometry.to_original(np.tile((np.array(peak[::-1]) + 0.5) / self._side, 2))
         box = _corners(self._image.geometry.to_original(unit))
-        return Region((float(x), float(y)), box, _on_original(mask, self._image))
+        shape, heat = _on_original(mask, self._image), _on_original(soft, self._image)
+        return Region((float(x), float(y)), box, shape, heat)
 
 
 def _component(level_GG: Array) -> Mask:
-    """The places of at least LEVEL of the maximum that hang together with it."""
-    label_GG, _ = ndimage.label(level_GG >= LEVEL * level_GG.max(), np.ones((3, 3)))
-    return np.asarray(label_GG == label_GG[np.unravel_index(level_GG.argmax(), level_GG.shape)])
+    """The places of at least LEVEL of the maximum that hang together with it, or nearly do."""
+    high_GG = level_GG >= LEVEL * level_GG.max()
+    label_GG, _ = ndimage.label(
+        ndimage.binary_dilation(high_GG, np.ones((2 * JOIN + 1, 2 * JOIN + 1))), np.ones((3, 3))
+    )
+    return np.asarray(high_GG & (label_GG == label_GG[np.unravel_index(level_GG.argmax(), level_GG.shape)]))
 
 
 def _likeness(gray_GG: Array) -> Array:
@@ -142,13 +147,13 @@ def _resized(pixels: NDArray[np.uint8], side: int) -> Array:
     return np.asarray(resize(pixels / 255, (side, side), anti_aliasing=True))
 
 
-def _on_original(mask_GG: Mask, image: CanvasImage) -> Mask:
-    """A mask over the canvas as one over the image."""
+def _on_original(map_GG: Any, image: CanvasImage) -> Any:
+    """A map over the canvas as one over the image."""
     place, middle = image.geometry, (np.arange(MASK) + 0.5) / MASK
-    scale = mask_GG.shape[0] / place.canvas
+    scale = map_GG.shape[0] / place.canvas
     rows = ((place.top + middle * place.inner_height) * scale).astype(int)
     columns = ((place.left + middle * place.inner_width) * scale).astype(int)
-    return np.asarray(mask_GG[np.ix_(rows, columns)])
+    return map_GG[np.ix_(rows, columns)]
 
 
 def _filled(box: NDArray[np.floating], image: CanvasImage) -> Mask:

@@ -17,7 +17,7 @@ from adamatch_ray.data.loading import read_split
 from adamatch_ray.data.phrase_boxes import read_phrase_boxes
 from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
-from adamatch_ray.engines.loader import load_embedder
+from adamatch_ray.engines.loader import load_embedder, load_place_head
 from adamatch_ray.engines.localizing import localize_phrases, localize_split
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.evaluation import cycle, headline, images, localization, reports, split
@@ -148,16 +148,17 @@ class Evaluator:
         return table.result
 
     def _localization(self) -> dict[str, Any]:
-        engine, phrases = MatchingEngine(self._embedder), self.options.phrases
+        phrases, head = self.options.phrases, load_place_head(self.root, self.device)
+        engine = MatchingEngine(self._embedder, place=head, shifted=self.options.shifted)
         if phrases:
-            rows = localize_phrases(engine, self.studies, self.split.name, read_phrase_boxes(phrases))
+            located = localize_phrases(engine, self.studies, self.split.name, read_phrase_boxes(phrases))
         else:
-            rows = localize_split(engine, self.studies, self.split.name)
-        if not rows:
+            located = localize_split(engine, self.studies, self.split.name)
+        if not located.rows:
             whose = f"is annotated in {phrases}" if phrases else "has boxes that say where its findings are"
             raise NothingToScore(f"no study of split {self.split.name} {whose}")
-        self.files["localization_by_phrase.csv"] = csv_table(localization.phrase_rows(rows))
-        return localization.score(rows, self.options.resamples, self.options.seed)
+        self.files["localization_by_phrase.csv"] = csv_table(localization.phrase_rows(located.rows))
+        return localization.score(located, self.options.resamples, self.options.seed)
 
     def _cycle(self) -> dict[str, Any]:
         made = self.predictions

@@ -78,10 +78,16 @@ PLACES = (
               "Table 4", digits=2)
         for name, said in _DIRECTIONS for k in (1, 5, 10)
     ),
-    Place("localization", "a finding's word points at it, best box", "micro/box_hit", "intervals/box_hit",
+    Place("localization", "a finding's word points at it", "micro/point_hit", "intervals/point_hit",
           reference="micro/shuffled", reference_name="another word of the report"),
-    Place("localization", "a finding's word points at it, map", "micro/map_hit", "intervals/map_hit",
+    Place("localization", "its region's box, IoU with the finding's", "micro/box_iou", "intervals/box_iou",
+          reference="micro/patch_iou", reference_name="the best patch"),
+    Place("localization", "… of at least one half", "micro/box_half", "intervals/box_half"),
+    Place("localization", "the best patch's centre lies on the finding", "micro/patch_hit", "intervals/patch_hit"),
+    Place("localization", "the map's maximum lies on the finding", "micro/map_hit", "intervals/map_hit",
           reference="micro/chance", reference_name="chance"),
+    Place("localization", "map and finding, IoU over five thresholds", "micro/map_miou"),
+    Place("localization", "what the image shows told from what it lacks, AUC", "groundable/auc"),
     Place("cycle", "second report against first, BLEU-4", "second_report/values/bleu_4",
           "second_report/intervals/bleu_4"),
     Place("cycle", "second report against first, finding F1", "second_report/findings/by_report/micro/f1",

@@ -1,11 +1,10 @@
 """Does the region that was matched to a word or phrase lie where the finding is?
 
-A phrase has a similarity with every box of an image. Two ways of pointing are scored, the centre of the best box and
-the maximum of the similarity map, next to overlap, contrast and two kinds of chance. Numpy alone; boxes are xyxy in
-pixels of the original image.
+A phrase has one region (a point and a box), a map of how much each place resembles it, and a patch that does so most. All
+three are scored, next to contrast and two kinds of chance. Numpy alone; boxes are xyxy in pixels of the original image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,15 @@ Array = NDArray[np.float64]
 GRID = 64
 """Cells a side of a similarity map, whatever the image's size."""
 
+THIN = frozenset({"atelectasis", "fracture", "lead", "tube", "wires"})
+SMALL = frozenset({"fracture", "granuloma", "nodule", "pacemaker"})
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "thin": lambda finding: finding in THIN,
+    "blob": lambda finding: finding not in THIN,
+    "small": lambda finding: finding in SMALL,
+}
+"""Findings of phantoms that ask for something else: lines, all others, and those smaller than a patch's stride."""
+
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Cosine similarities above which a map says "here" (the practice on MS-CXR)."""
 
@@ -25,28 +33,45 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 class Localization(NamedTuple):
     """How well one phrase was placed.
 
-    box_hit: the centre of the most similar box lies in the truth; iou: of that box with the truth box it fits best.
-    map_hit: the maximum of the similarity map lies in the truth; mean_iou: of map and truth, over THRESHOLDS.
+    point_hit: the region's point lies in the truth; box_iou: of the region's box with the truth box it fits best;
+    box_half: whether that is at least one half.
+    patch_hit, patch_iou: the same of the single most similar patch, its centre and its box.
+    map_hit: the maximum of the map lies in the truth; map_miou: overlap of map and truth, mean over THRESHOLDS.
     cnr: contrast-to-noise ratio of the map, NaN where the truth is the whole image.
-    chance: share of the image that the truth covers; shuffled: box_hit expected of another word of the same report,
+    chance: share of the image that the truth covers; shuffled: point_hit expected of another word of the same report,
     NaN where there is none.
     """
 
-    box_hit: bool
+    point_hit: bool
+    box_iou: float
+    box_half: bool
+    patch_hit: bool
+    patch_iou: float
     map_hit: bool
-    iou: float
-    mean_iou: float
+    map_miou: float
     cnr: float
     chance: float
     shuffled: float
 
 
+class Pointed(NamedTuple):
+    """What is said of a phrase's place: a point (x, y), a box, and a map [GRID, GRID] over the image.
+
+    Without a map, that of the patches' similarities is scored.
+    """
+
+    point: tuple[float, float]
+    box: tuple[float, float, float, float]
+    heat_GG: ArrayLike | None = None
+
+
 class LocalizedPhrase(NamedTuple):
-    """One phrase of one study, the finding that it names, and how well it was placed."""
+    """One phrase of one study, the finding that it names, whether it counts as shown, and how well it was placed."""
 
     study_id: str
     finding: str
     phrase: str
+    groundable: bool
     score: Localization
 
 
@@ -54,19 +79,26 @@ class Averages(NamedTuple):
     """Means of the fields of `Localization` over so many phrases, those undefined (NaN) left out."""
 
     phrases: int
-    box_hit: float
+    point_hit: float
+    box_iou: float
+    box_half: float
+    patch_hit: float
+    patch_iou: float
     map_hit: float
-    iou: float
-    mean_iou: float
+    map_miou: float
     cnr: float
     chance: float
     shuffled: float
 
 
 class Summary(NamedTuple):
-    """Averages of each finding; `macro`: mean of the findings' averages; `micro`: over all phrases."""
+    """Averages of each finding; `macro`: mean of the findings' averages; `micro`: over all phrases.
+
+    groups: averages over the phrases of some findings together, see GROUPS.
+    """
 
     findings: dict[str, Averages]
+    groups: dict[str, Averages]
     macro: Averages
     micro: Averages
 
@@ -77,26 +109,32 @@ def locate(
     truth_T4: ArrayLike,
     height: int,
     width: int,
-    others_NP: ArrayLike | None = None,
+    pointed: Pointed,
+    others_N2: ArrayLike = (),
 ) -> Localization:
     """Score one phrase against its truth boxes, of which there is at least one.
 
-    `others_NP` are similarities of the report's other words with the same boxes.
+    `others_N2` are the points of the report's other words.
     """
     similarity, boxes, truth = (np.asarray(a, dtype=np.float64) for a in (similarity_P, boxes_P4, truth_T4))
     assert len(truth) and similarity.shape == boxes.shape[:1], (similarity.shape, boxes.shape, truth.shape)
     best = int(similarity.argmax())
-    heat = similarity_map(similarity, boxes, height, width)
+    given = pointed.heat_GG
+    heat = similarity_map(similarity, boxes, height, width) if given is None else np.asarray(given, dtype=np.float64)
     inside = truth_map(truth, height, width)
-    others = np.empty((0, len(boxes))) if others_NP is None else np.asarray(others_NP)
+    others = [contains(truth, *point) for point in np.asarray(others_N2, dtype=np.float64).reshape(-1, 2)]
+    overlap = float(box_iou(np.array([pointed.box]), truth).max())
     return Localization(
-        box_hit=bool(_hits(boxes[[best]], truth)[0]),
-        map_hit=bool(contains(truth, *map_maximum(heat, height, width))),
-        iou=float(box_iou(boxes[[best]], truth).max()),
-        mean_iou=_mean_iou(heat, inside),
+        point_hit=contains(truth, *pointed.point),
+        box_iou=overlap,
+        box_half=overlap >= 0.5,
+        patch_hit=contains(truth, *((boxes[best, :2] + boxes[best, 2:]) / 2)),
+        patch_iou=float(box_iou(boxes[[best]], truth).max()),
+        map_hit=contains(truth, *map_maximum(heat, height, width)),
+        map_miou=_mean_iou(heat, inside),
         cnr=_contrast_to_noise(heat, inside),
         chance=float(inside.mean()),
-        shuffled=float(_hits(boxes[others.argmax(1)], truth).mean()) if len(others) else float("nan"),
+        shuffled=float(np.mean(others)) if others else float("nan"),
     )
 
 
@@ -108,9 +146,11 @@ def summarize(rows: Sequence[LocalizedPhrase]) -> Summary:
     for row in sorted(rows, key=lambda row: row.finding):
         groups.setdefault(row.finding, []).append(row.score)
     findings = {name: _averages(np.array(scores, dtype=np.float64)) for name, scores in groups.items()}
+    together = {name: [row.score for row in rows if belongs(row.finding)] for name, belongs in GROUPS.items()}
+    grouped = {name: _averages(np.array(scores, dtype=np.float64)) for name, scores in together.items() if scores}
     by_finding = np.array([average[1:] for average in findings.values()])
     micro = _averages(np.array([row.score for row in rows], dtype=np.float64))
-    return Summary(findings, _averages(by_finding)._replace(phrases=len(rows)), micro)
+    return Summary(findings, grouped, _averages(by_finding)._replace(phrases=len(rows)), micro)
 
 
 def roc_auc(shown: Sequence[float], lacks: Sequence[float]) -> float:
@@ -157,11 +197,6 @@ def _cover(edges_P2: Array, length: float) -> Array:
     cell = np.arange(GRID)
     low, high = edges_P2[:, :1] * GRID / length, edges_P2[:, 1:] * GRID / length
     return np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0.0, 1.0)
-
-
-def _hits(boxes_N4: Array, truth_T4: Array) -> NDArray[np.bool_]:
-    x, y = (boxes_N4[:, 0] + boxes_N4[:, 2]) / 2, (boxes_N4[:, 1] + boxes_N4[:, 3]) / 2
-    return np.array([contains(truth_T4, *point) for point in zip(x, y, strict=True)], dtype=bool)
 
 
 def _mean_iou(heat_GG: Array, inside_GG: Array) -> float:

@@ -24,7 +24,7 @@ TILES = (
     "FID",
     "asked findings seen, F1",
     "X-ray → report, R@1",
-    "a finding's word points at it, best box",
+    "a finding's word points at it",
     "second report against first, finding F1",
 )
 
@@ -123,10 +123,11 @@ def _retrieval(table: Mapping[str, Any]) -> Bars:
 
 def _localization(table: Mapping[str, Any]) -> Bars:
     rows = [
-        Bar(name, finding["box_hit"], finding["chance"], f"{finding['phrases']:.0f} words")
-        for name, finding in table["findings"].items()
+        Bar(name, found["box_iou"], found["point_hit"], f"{found['phrases']:.0f} words")
+        for kind in ("findings", "groups")
+        for name, found in table[kind].items()
     ]
-    return Bars("Hits by finding", rows, 1.0, "best box lies on the finding", "chance")
+    return Bars("Regions by finding", rows, 1.0, "IoU of the region's box with the finding's", "share of points on it")
 
 
 def _cycle(table: Mapping[str, Any]) -> Bars:

@@ -5,19 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adamatch_ray.config import PlaceStage
 from adamatch_ray.data import loading
 from adamatch_ray.data.images import decode_png
-from adamatch_ray.engines.embedding import Embedder, whole_words
+from adamatch_ray.engines.embedding import whole_words
 from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.phrases import PhraseFinder, finding_words, same_finding
 from adamatch_ray.losses.placing import place_loss
 from adamatch_ray.metrics.localization import roc_auc
 from adamatch_ray.models import place_head
 from adamatch_ray.models.place_head import STAGES, PlaceHead, PlaceSizes
-from adamatch_ray.storage import Root, Stage
+from adamatch_ray.storage import Root
 from adamatch_ray.train.distributed import Worker
 from adamatch_ray.train.fitter import ModelFitter
 from adamatch_ray.train.loop import TrainSettings
@@ -26,83 +25,66 @@ Findings = Mapping[str, Tensor]
 """The findings that a report does not deny, each as one unit vector."""
 
 
-class PlaceTraining(ModelFitter):
-    """Fits the head by the loop that all trainings share."""
+class PlaceFitter(ModelFitter):
+    """Fits the head beside the frozen AdaMatch. It reads images and reports, and never a box."""
 
     model: PlaceHead
 
     def __init__(self, settings: TrainSettings, worker: Worker) -> None:
-        self.place = PlaceFitter(load_embedder(Root(settings.root), str(worker.device)), settings.config.place)
-        super().__init__(settings, worker, self.place.head)
+        self.root, self.place, self.finder = Root(settings.root), settings.config.place, PhraseFinder()
+        self.embedder = load_embedder(self.root, str(worker.device))
+        sizes = self.embedder.model.sizes
+        torch.manual_seed(settings.train.seed)
+        wanted = PlaceSizes.of(sizes.image, sizes.adamatch.dim, self.place.width, self.place.dim)
+        super().__init__(settings, worker, PlaceHead(wanted))
 
     def loss(self, batch: loading.Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.place.loss(self.wrapped, batch, generator)
-
-    def scores(self) -> dict[str, float]:
-        studies = Root(self.settings.root).stage("studies")
-        return self.place.score(studies, self.settings.config.evaluate.batch_size)
-
-    def save_model(self, folder: Path) -> None:
-        place_head.save(self.model, folder)
-
-
-class PlaceFitter:
-    """The head in training beside the frozen AdaMatch. It is given images and reports, and never a box."""
-
-    def __init__(self, embedder: Embedder, place: PlaceStage) -> None:
-        self._embedder, self._negatives, self._finder = embedder, place.negatives, PhraseFinder()
-        sizes = embedder.model.sizes
-        torch.manual_seed(place.train.seed)
-        self.head = PlaceHead(PlaceSizes.of(sizes.image, sizes.adamatch.dim, place.width, place.dim))
-        self.head.to(embedder.device)
-
-    def loss(
-        self, wrapped: nn.Module, batch: loading.Batch, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch; `wrapped` is the head, data-parallel where there are several workers."""
         own = self._findings(list(batch["report"]))
-        look = self._embedder.look(batch["image"], stages=STAGES)
+        look = self.embedder.look(batch["image"], stages=STAGES)
         # Tensors of inference mode cannot be kept for a backward pass; copies can.
         stages = [stage._replace(tokens_BPC=stage.tokens_BPC.clone()) for stage in look.stages]
-        feature_BDGG = wrapped(look.input_BCHW.clone(), stages)
-        others = [lacking(own, b, self._negatives, generator) for b in range(len(own))]
+        feature_BDGG = self.wrapped(look.input_BCHW.clone(), stages)
+        others = [self._stacked(lacking(own, b, self.place.negatives, generator)) for b in range(len(own))]
         named = [self._stacked(list(findings.values())) for findings in own]
-        result = place_loss(self.head, feature_BDGG, named, [self._stacked(words) for words in others])
+        result = place_loss(self.model, feature_BDGG, named, others)
         return result.loss, {"accuracy": result.accuracy}
 
-    def score(self, studies: Stage, batch_size: int) -> dict[str, float]:
+    def scores(self) -> dict[str, float]:
         """How well evidence tells findings of validate in their own images from as many in images that lack them.
 
         Also chooses the evidence from which a finding counts as shown, and keeps it in the head.
         """
         shown: list[float] = []
         lacks: list[float] = []
-        generator = torch.Generator().manual_seed(0)
-        for table in loading.read_split(studies, "validate", ["image", "report"]):
-            for start in range(0, table.num_rows, batch_size):
-                rows = table.slice(start, batch_size).to_pylist()
+        generator, size = torch.Generator().manual_seed(0), self.settings.config.evaluate.batch_size
+        for table in loading.read_split(self.root.stage("studies"), "validate", ["image", "report"]):
+            for start in range(0, table.num_rows, size):
+                rows = table.slice(start, size).to_pylist()
                 own = self._findings([row["report"] for row in rows])
-                look = self._embedder.look(np.stack([decode_png(row["image"]) for row in rows]), stages=STAGES)
-                for b, feature_DGG in enumerate(self.head(look.input_BCHW, look.stages)):
+                look = self.embedder.look(np.stack([decode_png(row["image"]) for row in rows]), stages=STAGES)
+                for b, feature_DGG in enumerate(self.model(look.input_BCHW, look.stages)):
                     others = lacking(own, b, len(own[b]), generator)
                     for found, words in ((shown, list(own[b].values())), (lacks, others)):
-                        logits = self.head.logits(feature_DGG, self._stacked(words))
+                        logits = self.model.logits(feature_DGG, self._stacked(words))
                         found += place_head.evidence(logits.float()).tolist()
         cut = best_cut(shown, lacks)
-        self.head.shown_from.fill_(cut)
+        self.model.shown_from.fill_(cut)
         return {"auc": roc_auc(shown, lacks), "shown_from": cut}
+
+    def save_model(self, folder: Path) -> None:
+        place_head.save(self.model, folder)
 
     @torch.inference_mode()
     def _findings(self, reports: list[str]) -> list[Findings]:
-        spans, texts = self._embedder.words(reports), self._embedder.reports(reports)
+        spans, texts = self.embedder.words(reports), self.embedder.reports(reports)
         return [
-            finding_words(self._finder.find(report, words), whole_words(texts.word_BND[b], words))
+            finding_words(self.finder.find(report, words), whole_words(texts.word_BND[b], words))
             for b, (report, words) in enumerate(zip(reports, spans, strict=True))
         ]
 
     def _stacked(self, words: Sequence[Tensor]) -> Tensor:
-        device = self._embedder.device
-        return torch.stack(list(words)).clone() if words else torch.zeros(0, self.head.sizes.word, device=device)
+        empty = torch.zeros(0, self.model.sizes.word, device=self.worker.device)
+        return torch.stack(list(words)).clone() if words else empty
 
 
 def lacking(own: Sequence[Findings], b: int, most: int, generator: torch.Generator) -> list[Tensor]:
