@@ -99,7 +99,7 @@ class MapReader:
         self._shown_GG = down[:, None] & across
 
     def region(self, probability_GG: Array) -> Region:
-        """The connected places around the highest one, after averaging with like neighbours; its point is before that."""
+        """The connected places around the highest one, which is its point, after averaging with like neighbours."""
         sharp = soft = np.where(self._shown_GG, probability_GG, 0.0)
         peak = np.unravel_index(sharp.argmax(), sharp.shape)
         for _ in range(self._steps):

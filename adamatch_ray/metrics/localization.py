@@ -1,7 +1,7 @@
 """Does the region that was matched to a word or phrase lie where the finding is?
 
-A phrase has one region (a point and a box), a map of how much each place resembles it, and a patch that does so most. All
-three are scored, next to contrast and two kinds of chance. Numpy alone; boxes are xyxy in pixels of the original image.
+A phrase has one region (a point and a box), a map of how much each place resembles it, and a patch that does so most.
+All are scored, next to contrast and two kinds of chance. Numpy alone; boxes are xyxy in pixels of the original image.
 """
 
 from collections.abc import Callable, Sequence
