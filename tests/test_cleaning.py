@@ -152,6 +152,9 @@ def test_a_text_without_headers_is_kept_whole() -> None:
         ("Effusion: none; pneumothorax: small apical", {"Pleural Effusion": 0, "Pneumothorax": 1}),
         ("Effusion, pneumothorax: absent", {"Pleural Effusion": 0, "Pneumothorax": 0}),
         ("Pleural effusion - none.", {"Pleural Effusion": 0}),
+        ("Pleural effusion: No pleural effusion seen.", {"Pleural Effusion": 0}),
+        ("Effusion: no change. Pneumothorax: N/A.", {"Pleural Effusion": 1, "Pneumothorax": None}),
+        ("Pneumothorax\tNone\nEffusion\tSmall", {"Pleural Effusion": 1, "Pneumothorax": 0}),
         ("Pneumothorax? No. Consolidation: Negative.", {"Pneumothorax": 0, "Consolidation": 0}),
         ("Pneumonia: cannot be excluded", {"Pneumonia": -1}),
         ("Heart: enlarged. Pleural effusion: small left.", {"Cardiomegaly": 1, "Pleural Effusion": 1}),
@@ -161,7 +164,7 @@ def test_a_text_without_headers_is_kept_whole() -> None:
         ("No pneumothorax: chest tube in place", {"Pneumothorax": 0, "Support Devices": 1}),
     ],
 )
-def test_forms_and_lists_say_what_their_prose_would(text: str, expected: dict[str, float]) -> None:
+def test_forms_and_lists_say_what_their_prose_would(text: str, expected: dict[str, float | None]) -> None:
     for told in (text, clean(text)):
         assert {name: mentioned(told).get(name) for name in expected} == expected
 

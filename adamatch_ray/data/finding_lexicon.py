@@ -183,7 +183,7 @@ _NONE = (
     r"|(?:no|non|n|false|0|-|\(-\)))"
 )
 _PERHAPS = (
-    r"(?:possibl[ey]|probabl[ey]|likely|questionable|equivocal|suspected|suspicious|indeterminate|uncertain|maybe|\?"
+    r"(?:possibl[ey]|probabl[ey]|(?:un)?likely|questionable|equivocal|suspected|suspicious|indeterminate|uncertain|maybe|\?"
     r"|(?:can ?not|can't|not) (?:be )?(?:excluded|ruled out))"
 )
 _SEEN = r"(?:yes|y|present|pos(?:itive)?|seen|true|1|\+|\(\+\))"
@@ -194,7 +194,10 @@ _ANATOMY = (
 FORM = (
     (r"^\[\s*\]\s*(?=\w)", "no "),
     (r"^\[\s*[x*+]\s*\]\s*(?=\w)", ""),
+    (rf"{_WHAT}(?:n/?a|unknown|not (?:applicable|assessed|evaluated|mentioned))\s*[.!;,]*$", ""),
     (rf"{_WHAT}{_NONE}\s*[.!;,]*$", r"no \g<what>"),
+    (r"^(?!no\b)(?P<what>[a-z][\w /-]{1,40}?)\s+\(?(?:none|nil|absent|negative)\)?\s*[.!;,]*$", r"no \g<what>"),
+    (rf"{_WHAT}(?P<says>(?:there is )?no (?!(?:\w+ )?(?:change|interval|increase)).*)$", r"no \g<what>; \g<says>"),
     (rf"{_WHAT}{_PERHAPS}\s*[.!;,?]*$", r"possible \g<what>"),
     (rf"{_WHAT}{_SEEN}\s*[.!;,]*$", r"\g<what>"),
     (rf"^(?P<what>(?:[\w/]+ ){{0,3}}?{_ANATOMY}(?: \w+){{0,2}}){_SEPARATOR}(?=\w)", r"\g<what> "),
