@@ -17,14 +17,23 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.schema import KEYPATCH
 from adamatch_ray.storage import Stage
 
 GROUPS = ("Biological_structure", "Detailed_description", "Disease_disorder", "Sign_symptom")
 """Kinds of entities that become keywords, as `d4data/biomedical-ner-all` names them."""
 
+FINDING_GROUPS = ("Disease_disorder", "Sign_symptom")
+"""Groups whose entities are findings."""
+
 KEYPATCH_LIGHT = pa.schema([column for column in KEYPATCH if column.name not in ("feature", "crop")])
 """The small columns of a keypatch."""
+
+
+def keyword_groups(config: InstructionConfig) -> tuple[str, ...]:
+    """The groups that a prompt's keywords are taken from."""
+    return FINDING_GROUPS if config.keyword_groups == "findings" else GROUPS
 
 
 class Entity(NamedTuple):

@@ -179,6 +179,7 @@ class EvaluateConfig:
     meteor: Literal["auto", "nltk", "java", "both", "none"] = option(
         "auto", "which METEOR; auto: whichever is installed"
     )
+    judge: str = option("", "root whose encoder judges images (FID, findings), where this one's trained the VQ-GAN")
     extractor: Literal["encoder", "densenet", "inception"] = option("encoder", "whose features FID compares")
     extractor_weights: str = option("", "weights file of densenet (torchxrayvision) or inception")
     niqe: str = option("", "NIQE parameters, .npz of an earlier run or LIVE's .mat; default: fitted on train images")

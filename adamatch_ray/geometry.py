@@ -4,6 +4,7 @@ The long side is scaled to the canvas, the short side centred and zero-padded. A
 object, so a box found by one is the same place for the other and on the original image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Boxes = NDArray[np.floating]
+
+MIDLINE = 0.06
+"""Share of an image's width to both sides of its middle that belongs to neither side."""
+
+ZONES = (0.36, 0.55)
+"""Shares of an image's height where the mid and the lower zone of the lungs begin."""
 
 
 class CanvasImage(NamedTuple):
@@ -80,6 +87,16 @@ class Geometry:
     def _affine(self) -> tuple[Boxes, Boxes]:
         sx, sy = self.inner_width / self.width, self.inner_height / self.height
         return np.array([sx, sy, sx, sy]), np.array([self.left, self.top, self.left, self.top], dtype=np.float64)
+
+
+def place_of(box: Sequence[float], height: int, width: int) -> str:
+    """Side and zone of a box (xyxy, pixels) in a frontal X-ray of that size, as a report says it: "right lower".
+
+    The patient's right is on the left of the image. What lies in the middle is "midline".
+    """
+    x, y = (box[0] + box[2]) / (2 * width), (box[1] + box[3]) / (2 * height)
+    side = "midline" if abs(x - 0.5) < MIDLINE else "right" if x < 0.5 else "left"
+    return f"{side} {'upper' if y < ZONES[0] else 'mid' if y < ZONES[1] else 'lower'}"
 
 
 def box_iou(boxes_A4: Boxes, boxes_B4: Boxes) -> NDArray[np.float64]:

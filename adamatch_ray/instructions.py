@@ -7,8 +7,9 @@ key spelled inside it stays plain text. A record longer than the context is refu
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,33 @@ INSTRUCTIONS = {
 }
 
 _OPENING, _GAP, _KEYWORD, _REFERENCE = f"{PREAMBLE}\n\n", "\n\n", "\n\nKeyword:\n", "\n\nReference:\n"
+
+
+class KeywordHint(Protocol):
+    """What AdaMatch says of an image in one word or phrase, how sure it is, and where ("right lower")."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def place(self) -> str: ...
+
+
+def spell_keywords(keywords: Iterable[KeywordHint], config: InstructionConfig) -> list[str]:
+    """Keywords as a prompt lists them: the words alone (paper), or with place and certainty behind them."""
+    spelled = []
+    for keyword in keywords:
+        words = [keyword.text]
+        if config.keyword_places:
+            words.append(keyword.place)
+        if config.keyword_confidence:
+            passed = sum(keyword.score >= least for least in config.keyword_confidence)
+            words += ([], ["possible"], ["unlikely"])[len(config.keyword_confidence) - passed]
+        spelled.append(" ".join(words))
+    return spelled
 
 
 @dataclass(frozen=True)
@@ -93,12 +121,15 @@ class InstructionBuilder:
                 heads[direction, index] = [*self._text(_OPENING), vocabulary[INSTRUCTION_KEY], *task]
         self._heads = heads
 
-    def report_prompt(self, image_codes: ArrayLike, keywords: Sequence[str], paraphrase: int = 0) -> list[int]:
-        """Ids that ask for the report of h·w codes, up to and with `### Response:`. ValueError for foreign codes."""
+    def report_prompt(self, image_codes: ArrayLike | None, keywords: Sequence[str], paraphrase: int = 0) -> list[int]:
+        """Ids that ask for the report of h·w codes, up to and with `### Response:`. ValueError for foreign codes.
+
+        Keywords as `spell_keywords` writes them. Without codes (None) the keywords are all there is.
+        """
         listed = ", ".join(keyword.strip() for keyword in keywords[: self.config.keywords])
         return [
             *self._heads[CXR_TO_REPORT, paraphrase],
-            *self.layout.encode_whole_image(image_codes),
+            *([] if image_codes is None else self.layout.encode_whole_image(image_codes)),
             *self._text(f"{_KEYWORD}{listed}"),
             *self._response,
         ]
@@ -117,11 +148,29 @@ class InstructionBuilder:
         ]
 
     def report_example(
-        self, study_id: str, epoch: int, image_codes: ArrayLike, keywords: Sequence[str], report: str
+        self, study_id: str, epoch: int, image_codes: ArrayLike | None, keywords: Sequence[str], report: str
     ) -> Example | Overlength:
         """Record image and keywords → report."""
         prompt = self.report_prompt(image_codes, keywords, self.paraphrase(study_id, epoch, CXR_TO_REPORT))
         return self._record(study_id, CXR_TO_REPORT, prompt, self._text(report.strip()))
+
+    def report_lesson(
+        self, study_id: str, epoch: int, image_codes: ArrayLike | None, keywords: Sequence[str], report: str
+    ) -> Example | Overlength:
+        """`report_example` as it is trained: of the image or the keywords, the epoch or the draw may leave one out."""
+        if epoch < self.config.hints_first:
+            return self.report_example(study_id, epoch, None, keywords, report)
+        if self._draw(study_id, epoch, "keywords") < self.config.keyword_dropout:
+            keywords = ()
+        return self.report_example(study_id, epoch, image_codes, keywords, report)
+
+    def image_lesson(
+        self, study_id: str, epoch: int, report: str, keypatch_codes: ArrayLike, image_codes: ArrayLike
+    ) -> Example | Overlength:
+        """`image_example` as it is trained: now and then with the prompt that guidance compares with."""
+        if self._draw(study_id, epoch, "prompt") < self.config.prompt_dropout:
+            report, keypatch_codes = "", ()
+        return self.image_example(study_id, epoch, report, keypatch_codes, image_codes)
 
     def image_example(
         self, study_id: str, epoch: int, report: str, keypatch_codes: ArrayLike, image_codes: ArrayLike
@@ -132,8 +181,15 @@ class InstructionBuilder:
 
     def paraphrase(self, study_id: str, epoch: int, direction: str) -> int:
         """Which wording a study gets in an epoch: a hash, so workers agree and a resumed run repeats it."""
-        key = f"{self.config.seed}/{epoch}/{direction}/{study_id}".encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % len(INSTRUCTIONS[direction])
+        return self._hash(study_id, epoch, direction) % len(INSTRUCTIONS[direction])
+
+    def _draw(self, study_id: str, epoch: int, purpose: str) -> float:
+        """A number in [0, 1) that every worker draws alike, and a resumed run again."""
+        return self._hash(study_id, epoch, purpose) / 2**64
+
+    def _hash(self, study_id: str, epoch: int, purpose: str) -> int:
+        key = f"{self.config.seed}/{epoch}/{purpose}/{study_id}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
 
     def _record(self, study_id: str, direction: str, prompt: list[int], answer: list[int]) -> Example | Overlength:
         ids = np.array([*prompt, *answer, *self._end], dtype=np.int32)

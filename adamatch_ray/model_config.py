@@ -200,6 +200,7 @@ class LLMConfig:
     vocab_size: int = option(2048, "entries of the tokenizer trained for it, when made from scratch")
     rotary: float = option(0.25, "share of each head that carries the position, when made from scratch")
     tied: bool = option(False, "one matrix for what goes in and what comes out, when made from scratch")
+    image_positions: bool = option(False, "learn where image tokens lie: a vector a row and a column, zero at first")
     dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "dtype of the weights")
     attention: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass")
@@ -211,6 +212,14 @@ class InstructionConfig:
     """What a prompt of the language model holds (docs/method.md 4)."""
 
     keywords: int = option(15, "most keywords in a prompt, best first (0: none, Table 1's ablation)")
+    keyword_groups: Literal["all", "findings"] = option("all", "groups of keywords: all (paper), or diseases and signs")
+    keyword_places: bool = option(False, "write side and zone of a keyword's box behind it")
+    keyword_confidence: tuple[float, ...] = option(
+        (), "similarities from which a keyword is said as it is, or 'possible'; below them 'unlikely'. Empty: not told"
+    )
+    keyword_dropout: float = option(0.0, "share of training prompts without keywords, so that the image must be read")
+    hints_first: int = option(0, "first epochs in which reports are learnt from keywords alone, without the image")
+    prompt_dropout: float = option(0.0, "share of drawn training images without any prompt (needed for guidance)")
     keypatches: int = option(5, "most keypatches in a prompt, best first (0: none, Table 3's ablation)")
     keypatch_tokens: int = option(64, "most reference image tokens in a prompt, best first")
     max_report_tokens: int = option(
@@ -218,7 +227,12 @@ class InstructionConfig:
         "0: an over-long report refuses its record. Above 0: a report given as input keeps its first so many tokens; "
         "a report that is the answer is never cut",
     )
-    seed: int = option(0, "seed of the choice among paraphrases")
+    seed: int = option(0, "seed of the choice among paraphrases, and of what is left out")
+
+    def __post_init__(self) -> None:
+        bounds = self.keyword_confidence
+        if len(bounds) not in (0, 2) or list(bounds) != sorted(bounds, reverse=True):
+            raise ValueError(f"keyword_confidence needs two similarities, the higher one first; got {bounds}")
 
 
 @dataclass(frozen=True)
@@ -231,6 +245,8 @@ class GenerationSettings:
     beams: int = option(1, "beams of a report; above 1 nothing is sampled")
     image_temperature: float = option(1.0, "temperature of image tokens (0: greedy)")
     image_top_p: float = option(1.0, "probability mass that image tokens come from")
+    image_guidance: float = option(1.0, "how far image tokens follow their report: u + guidance (c - u) in log p")
+    no_repeat: int = option(0, "report tokens of which no sequence may come twice (0: any may)")
     batch_size: int = option(64, "requests decoded together")
     decoder: Literal["auto", "folded", "transformers"] = option(
         "auto", "auto: folded weights (a second copy) on a CPU where the model is GPT-NeoX"

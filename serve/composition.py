@@ -58,8 +58,8 @@ class Composition:
         second: bool = False,
     ) -> ReportResponse:
         """The report of an X-ray that has been read; `second`: as the second half of a cycle."""
-        texts = [keyword.text for keyword in keywords]
-        report, status = await self._call("write", self._writer.report, codes, texts, seed, second)
+        hints = [keyword.hint for keyword in keywords]
+        report, status = await self._call("write", self._writer.report, codes, hints, seed, second)
         _refuse_failed(status)
         return ReportResponse(
             report=report,

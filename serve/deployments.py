@@ -79,8 +79,18 @@ class Matcher(_Replica):
         return await self._hits_of((query, count))
 
     def _keywords(self, images: Sequence[CanvasImage]) -> list[list[Keyword]]:
-        found = self._engine.keywords(images, self._instructions.keywords)
-        return [[Keyword(text=k.text, group=k.group, score=k.score, box=k.box) for k in ks] for ks in found]
+        from adamatch_ray.codebooks import keyword_groups
+        from adamatch_ray.instructions import spell_keywords
+
+        asked = self._instructions
+        found = self._engine.keywords(images, asked.keywords, keyword_groups(asked))
+        return [
+            [
+                Keyword(text=k.text, group=k.group, score=k.score, box=k.box, place=k.place, hint=hint)
+                for k, hint in zip(ks, spell_keywords(ks, asked), strict=True)
+            ]
+            for ks in found
+        ]
 
     def _keypatches(self, reports: Sequence[str]) -> list[tuple[list[Keypatch], list[int]]]:
         found = self._engine.keypatches(reports, self._instructions.keypatches)

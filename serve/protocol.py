@@ -83,12 +83,17 @@ class ImageSize(BaseModel):
 
 
 class Keyword(BaseModel):
-    """An entry of the textual codebook that a region of the X-ray matched; the prompt of the report had it."""
+    """An entry of the textual codebook that a region of the X-ray matched; the prompt of the report had it.
+
+    `place` is side and zone of the box in words, `hint` what the prompt said of it.
+    """
 
     text: str
     group: str
     score: float
     box: Box
+    place: str = ""
+    hint: str = ""
 
 
 class Keypatch(BaseModel):

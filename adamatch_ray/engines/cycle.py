@@ -12,12 +12,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from adamatch_ray.codebooks import keyword_groups
 from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
 from adamatch_ray.engines.loader import load_generation, load_instructions, load_vqgan
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
 from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.instructions import spell_keywords
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig
 from adamatch_ray.specs import STAGES
 from adamatch_ray.storage import Root, Stage
@@ -92,8 +94,12 @@ class CycleEngine:
             return []
         tokens_BT = self.tokenizer.encode(np.stack([image.pixels for image in images]))
         count = self.instructions.keywords
-        keywords = _by_group(images, lambda group: self.matching.keywords(group, count))
-        requests = [report_request(*row) for row in zip(tokens_BT, keywords, seeds, strict=True)]
+        groups = keyword_groups(self.instructions)
+        keywords = _by_group(images, lambda group: self.matching.keywords(group, count, groups))
+        requests = [
+            ReportRequest(tokens, spell_keywords(own, self.instructions), seed)
+            for tokens, own, seed in zip(tokens_BT, keywords, seeds, strict=True)
+        ]
         results = self.generation.cxr_to_report(requests)
         rows = zip(results, keywords, tokens_BT, strict=True)
         return [ReportAnswer(result.text, found, tokens, result.status) for result, found, tokens in rows]
@@ -129,11 +135,6 @@ class CycleEngine:
         given = [None if answer.image is None else as_canvas(answer.image) for answer in first]
         failed = ReportAnswer("", [], np.zeros(0, np.uint16), "error: there is no X-ray to report on")
         return list(zip(first, _second_half(self.reports, given, seeds, failed), strict=True))
-
-
-def report_request(image_tokens: NDArray[np.uint16], keywords: Sequence[Keyword], seed: int) -> ReportRequest:
-    """What the language model is asked for an X-ray."""
-    return ReportRequest(image_tokens, [keyword.text for keyword in keywords], seed)
 
 
 def image_request(

@@ -83,7 +83,9 @@ class GenerationEngine:
     def cxr_to_report(self, requests: Sequence[ReportRequest]) -> list[ReportResult]:
         """One result a request, in order. Ids come from the text rows only; the text stops before `### End`."""
         s, layout = self.settings, self.layout
-        plan = DecodePlan(0, layout.text_size, layout.end_id, s.report_temperature, s.report_top_p, s.beams)
+        plan = DecodePlan(
+            0, layout.text_size, layout.end_id, s.report_temperature, s.report_top_p, s.beams, no_repeat=s.no_repeat
+        )
         prompts = [self._prompt(request, 1) for request in requests]
         answers = self._complete(prompts, [r.seed for r in requests], s.report_tokens, plan)
         results = []
@@ -100,7 +102,17 @@ class GenerationEngine:
     def report_to_cxr(self, requests: Sequence[ImageRequest]) -> list[ImageResult]:
         """One result a request, in order. Exactly h·w tokens, drawn from the image rows only: every answer decodes."""
         s, layout = self.settings, self.layout
-        plan = DecodePlan(layout.image_start, layout.vocab_size, None, s.image_temperature, s.image_top_p)
+        null = tuple(self._builder.image_prompt("", ())) if s.image_guidance != 1 else ()
+        plan = DecodePlan(
+            layout.image_start,
+            layout.vocab_size,
+            None,
+            s.image_temperature,
+            s.image_top_p,
+            guidance=s.image_guidance,
+            null_prompt=null,
+            image=True,
+        )
         prompts = [self._prompt(request, layout.image_tokens) for request in requests]
         answers = self._complete(prompts, [r.seed for r in requests], layout.image_tokens, plan)
         empty = np.zeros(0, dtype=np.uint16)

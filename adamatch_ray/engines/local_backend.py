@@ -13,13 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adamatch_ray.models.decoding import DecodingSession, NeoXSession, TransformersSession, prefill
+from adamatch_ray.models.decoding import DecodingSession, NeoXSession, Prefilled, TransformersSession, prefill
 from adamatch_ray.models.folded_neox import FoldedNeoX, why_not_folded
+from adamatch_ray.models.image_positions import positions_of
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """What answers may look like: ids in [first_id, end_id), until `stop_id` (None: until the limit)."""
+    """What answers may look like: ids in [first_id, end_id), until `stop_id` (None: until the limit).
+
+    `guidance` other than 1 draws from log p = u + guidance (c - u), c given the prompt and u given `null_prompt`.
+    `no_repeat`: no sequence of so many tokens comes twice in an answer (0: any may). `image`: the answer is one image.
+    """
 
     first_id: int
     end_id: int
@@ -27,6 +32,10 @@ class DecodePlan:
     temperature: float
     top_p: float
     beams: int = 1
+    guidance: float = 1.0
+    null_prompt: tuple[int, ...] = ()
+    no_repeat: int = 0
+    image: bool = False
 
 
 class GenerationBackend(Protocol):
@@ -81,10 +90,9 @@ class LocalBackend:
             else torch.zeros(steps, len(seeds), device=device)
         )
         weight, bias = _head_rows(self._model, plan)
-        start = prefill(self._model, prompts)
-        session: DecodingSession = (
-            NeoXSession(self._folded, start, steps) if self._folded else TransformersSession(self._model, start, steps)
-        )
+        guided = plan.guidance != 1
+        start = prefill(self._model, [*prompts, *[plan.null_prompt] * len(prompts)] if guided else prompts)
+        session = self._session(start, steps, plan)
         hidden = start.hidden_BH
         rows = torch.arange(len(prompts), device=device)
         answers = torch.full((steps, len(prompts)), -1, dtype=torch.long, device=device)
@@ -92,6 +100,11 @@ class LocalBackend:
         going = torch.ones_like(rows, dtype=torch.bool)
         for step in range(steps):
             logits = F.linear(hidden, weight, bias)
+            if guided:
+                told, untold = logits.float().log_softmax(-1).chunk(2)
+                logits = untold + plan.guidance * (told - untold)
+            if plan.no_repeat:
+                _forbid_repeats(logits, answers[:step, rows].t().tolist(), plan)
             ids = choose(logits, plan.temperature, plan.top_p, draws[step, : len(rows)]) + plan.first_id
             answers[step, rows] = ids
             if step + 1 == steps:
@@ -106,8 +119,15 @@ class LocalBackend:
                     alive = going.nonzero().flatten()
                     session.keep(alive)
                     rows, ids, draws, going = rows[alive], ids[alive], draws[:, alive], going[alive]
-            hidden = session.step(ids)
+            hidden = session.step(ids.repeat(2) if guided else ids)
         return [_cut(answer, limit, plan.stop_id) for answer, limit in zip(answers.t().tolist(), limits, strict=True)]
+
+    def _session(self, start: Prefilled, steps: int, plan: DecodePlan) -> DecodingSession:
+        positions = positions_of(self._model) if plan.image else None
+        placed = None if positions is None else positions.at(torch.arange(steps, device=self._model.device))
+        if self._folded:
+            return NeoXSession(self._folded, start, steps, placed)
+        return TransformersSession(self._model, start, steps, placed)
 
     def _beam(
         self, prompts: list[Sequence[int]], limits: list[int], seeds: list[int], plan: DecodePlan
@@ -140,6 +160,17 @@ def choose(logits_BV: Tensor, temperature: float, top_p: float, draws_B: Tensor)
     ranked, order = probability.sort(dim=-1, descending=True, stable=True)
     kept = ranked.where(ranked.cumsum(dim=-1) - ranked < top_p, 0.0)
     return order.gather(-1, _invert(kept, draws_B)[:, None]).squeeze(-1)
+
+
+def _forbid_repeats(logits_BV: Tensor, answers: list[list[int]], plan: DecodePlan) -> None:
+    """Take away, in place, every token that would end a sequence of `no_repeat` tokens that an answer has already."""
+    size = plan.no_repeat
+    for logits_V, answer in zip(logits_BV, answers, strict=True):
+        if len(answer) < size:
+            continue
+        last = answer[len(answer) - size + 1 :]
+        again = [answer[i + size - 1] for i in range(len(answer) - size + 1) if answer[i : i + size - 1] == last]
+        logits_V[[token - plan.first_id for token in again if token != plan.stop_id]] = -torch.inf
 
 
 def _invert(weight_BV: Tensor, draws_B: Tensor) -> Tensor:

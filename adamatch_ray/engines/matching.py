@@ -4,7 +4,7 @@ A similarity is a cosine of normalised features. Where something is, the image h
 one, where the model has it). Nothing is changed by a call, so threads may share an engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamatch_ray.codebooks import TextualCodebook, VisualCodebook
+from adamatch_ray.codebooks import GROUPS, TextualCodebook, VisualCodebook
 from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
 from adamatch_ray.engines.loader import load_embedder, load_place_head
 from adamatch_ray.engines.placing import Phrase, Placer, Sight
 from adamatch_ray.engines.regions import Box, Region
-from adamatch_ray.geometry import CanvasImage, box_iou
+from adamatch_ray.geometry import CanvasImage, box_iou, place_of
 from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.storage import Root
 
@@ -27,13 +27,17 @@ SAME_PLACE = 0.5
 
 
 class Keyword(NamedTuple):
-    """An entity of the textual codebook that an image shows, and the adaptive patch that shows it best."""
+    """An entity of the textual codebook that an image shows, and the adaptive patch that shows it best.
+
+    `place` is side and zone of the box, see `geometry.place_of`.
+    """
 
     text: str
     group: str
     score: float
     patch: int
     box: Box
+    place: str
 
 
 class Keypatch(NamedTuple):
@@ -117,8 +121,10 @@ class MatchingEngine:
         return cls(embedder, textual, visual, load_place_head(root, device))
 
     @torch.inference_mode()
-    def keywords(self, images: Sequence[CanvasImage], count: int = 15) -> list[list[Keyword]]:
-        """The `count` entities that the patches of each image are most similar to, best first.
+    def keywords(
+        self, images: Sequence[CanvasImage], count: int = 15, groups: Collection[str] = GROUPS
+    ) -> list[list[Keyword]]:
+        """The `count` entities of `groups` that the patches of each image are most similar to, best first.
 
         Pooling the `count` best entities of each patch by similarity and dropping repetitions leaves each entity at
         its best patch; so that is what is looked for. The score is the mean of the image heads' best similarities.
@@ -128,7 +134,8 @@ class MatchingEngine:
         if not len(self.textual):
             return [[] for _ in images]
         answers: list[list[Keyword]] = []
-        for patches in self._patches(images):
+        wanted = [entity.group in groups for entity in self.textual.entities]
+        for image, patches in zip(images, self._patches(images), strict=True):
             if patches is None or not patches.shown_P.any():
                 answers.append([])
                 continue
@@ -138,9 +145,14 @@ class MatchingEngine:
             order = score_K.argsort(descending=True, stable=True).tolist()
             scores, found = score_K.tolist(), dict[str, Keyword]()
             for k in order:
+                if not wanted[k]:
+                    continue
                 entity, patch = self.textual.entities[k], patch_K[k]
                 box = _box(patches.boxes_P4[patch])
-                found.setdefault(entity.text, Keyword(entity.text, entity.group, scores[k], patch, box))
+                keyword = Keyword(
+                    entity.text, entity.group, scores[k], patch, box, place_of(box, image.height, image.width)
+                )
+                found.setdefault(entity.text, keyword)
                 if len(found) == count:
                     break
             answers.append(list(found.values())[:count])

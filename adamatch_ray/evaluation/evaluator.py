@@ -193,7 +193,13 @@ class Evaluator:
         elif niqe_fits(self._canvas):
             pristine = images.fit_niqe(self.studies, options.niqe_images, self.split.label)
         return MeterSettings(
-            self.root.uri, self._canvas, self.device, options.extractor, options.extractor_weights, pristine
+            self.root.uri,
+            options.judge,
+            self._canvas,
+            self.device,
+            options.extractor,
+            options.extractor_weights,
+            pristine,
         )
 
     @cached_property

@@ -24,19 +24,27 @@ Array = NDArray[np.floating]
 
 
 class Measured(NamedTuple):
-    """Rows of B images: features [B, D], probabilities [B, 14], NIQE [B] (NaN: not defined), readable [B]."""
+    """Rows of B images: features [B, D], probabilities [B, 14], NIQE [B] (NaN: not defined), readable [B].
+
+    `across_BL` as in `engines.classifying.Judgement`.
+    """
 
     feature_BD: Array
     probability_BL: Array
+    across_BL: Array
     niqe_B: Array
     readable_B: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class MeterSettings:
-    """What an `ImageMeter` is made from; it travels to workers. No `niqe`: that column is NaN throughout."""
+    """What an `ImageMeter` is made from; it travels to workers. No `niqe`: that column is NaN throughout.
+
+    `judge`: the root whose classifier judges, where that is another one.
+    """
 
     root: str
+    judge: str
     canvas: int
     device: str
     extractor: Literal["encoder", "densenet", "inception"]
@@ -49,7 +57,7 @@ class ImageMeter:
 
     def __init__(self, settings: MeterSettings) -> None:
         self.canvas, self.parameters = settings.canvas, settings.niqe
-        self.classifier = load_classifier(Root(settings.root), settings.device)
+        self.classifier = load_classifier(Root(settings.judge or settings.root), settings.device)
         self.name, self.dimensions = self.classifier.name, self.classifier.dimensions
         self.extractor: extractors.NamedExtractor | None = None
         if settings.extractor != "encoder":
@@ -74,7 +82,7 @@ class ImageMeter:
             torch.set_num_threads(threads)
         feature_BD = judged.feature_BD if features is None else features
         niqe_B = np.array([self._niqe(canvas) for canvas in canvas_BHW])
-        return Measured(feature_BD, judged.probability_BL, niqe_B, readable_B)
+        return Measured(feature_BD, judged.probability_BL, judged.across_BL, niqe_B, readable_B)
 
     def _load(self, image: Encoded) -> Pixels | None:
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamatch_ray.data import loading
+from adamatch_ray.data.facts import read_facts
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.data.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.data.predictions import Encoded
@@ -27,6 +28,17 @@ from adamatch_ray.storage import Stage
 
 Measure = Callable[[Sequence[Encoded]], Measured]
 """Measures any number of images, in order."""
+
+SIDED = {
+    "Pleural Effusion": {"effusion"},
+    "Pneumothorax": {"pneumothorax"},
+    "Consolidation": {"consolidation"},
+    "Lung Lesion": {"nodule", "mass"},
+    "Atelectasis": {"atelectasis"},
+    "Fracture": {"fracture"},
+    "Support Devices": {"pacemaker", "chest tube"},
+}
+"""Labels that can lie on one side, and the findings of `data.facts` behind each."""
 
 NO_FINDING = CHEXPERT_LABELS.index("No Finding")
 
@@ -86,6 +98,7 @@ def score(
     }
     thresholds_L = choose_thresholds(held_out.probability_BL, [study.labels for study in validate.studies])
     asked_SL = _asked(labeler.label([study.report for study in split.studies]))
+    left_SL = asked_left([study.report for study in split.studies])
     shown_SL = generated.probability_BL >= thresholds_L
     shown_SL[~there_S] = False
     result = {
@@ -104,6 +117,11 @@ def score(
             "thresholds": dict(zip(CHEXPERT_LABELS, map(_finite, thresholds_L.tolist()), strict=True)),
             "generated": _finding_json(asked_SL, shown_SL, resamples, seed),
             "real": _finding_json(asked_SL, real.probability_BL >= thresholds_L, resamples, seed),
+        },
+        "sides": {
+            "what": "asked on one side and seen by the classifier: the share that it sees on that side",
+            "generated": side_json(left_SL, asked_SL & shown_SL, generated.across_BL),
+            "real": side_json(left_SL, asked_SL & (real.probability_BL >= thresholds_L), real.across_BL),
         },
     }
     points = _map(split, real, generated, tsne_images, seed)
@@ -127,6 +145,37 @@ def choose_thresholds(probability_SL: NDArray[np.floating], labels: Sequence[Lab
         f1[:-1][ranked[:-1] == ranked[1:]] = -1  # a threshold takes all images of one probability or none
         thresholds[label] = ranked[int(f1.argmax())]
     return thresholds
+
+
+def asked_left(reports: Sequence[str]) -> NDArray[np.float64]:
+    """1 where a report asks for a label on the left, 0 on the right, NaN for neither or both [S, 14]."""
+    left_SL = np.full((len(reports), len(CHEXPERT_LABELS)), np.nan)
+    for row, report in zip(left_SL, reports, strict=True):
+        said = read_facts(report).sided
+        for label, findings in SIDED.items():
+            sides = {side for finding, side in said if finding in findings}
+            if len(sides) == 1:
+                row[CHEXPERT_LABELS.index(label)] = float(sides == {"left"})
+    return left_SL
+
+
+def side_json(
+    left_SL: NDArray[np.floating], drawn_SL: NDArray[np.bool_], across_SL: NDArray[np.floating]
+) -> dict[str, Any] | None:
+    """How often a finding that is seen lies on the side it was asked for; the patient's left is right of the middle.
+
+    None for a classifier that does not tell where.
+    """
+    judged_SL = drawn_SL & np.isfinite(left_SL) & np.isfinite(across_SL)
+    if not judged_SL.any():
+        return None
+    right_SL = judged_SL & ((across_SL > 0.5) == (left_SL == 1))
+    labels = {
+        name: {"judged": int(judged), "right": int(right)}
+        for name, judged, right in zip(CHEXPERT_LABELS, judged_SL.sum(0), right_SL.sum(0), strict=True)
+        if judged
+    }
+    return {"share": float(right_SL.sum() / judged_SL.sum()), "judged": int(judged_SL.sum()), "labels": labels}
 
 
 def _statistics(measured: Measured) -> FeatureStatistics:

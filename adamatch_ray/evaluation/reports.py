@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamatch_ray.data.facts import score_facts
 from adamatch_ray.data.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.evaluation.split import Placed, Split
 from adamatch_ray.evaluation.tables import finding_names
@@ -55,6 +56,7 @@ def score(
             "by_report": finding_table(wanted, predicted, resamples, seed),
             "by_data": finding_table(stated, predicted, resamples, seed),
         },
+        "facts": score_facts(list(split.reports.values()), [placed.values.get(id, "") for id in split.ids])._asdict(),
     }
     return result, _rows(split, placed, wanted, predicted)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from adamatch_ray.models.folded_neox import FoldedNeoX
+from adamatch_ray.models.image_positions import embed_tokens
 
 GROWTH = 64
 """Cache slots for answers that `NeoXSession` adds at a time: most answers end long before their limit."""
@@ -52,20 +53,23 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefill
     device, rows = model.device, len(prompts)
     shared = _common_prefix(prompts) if rows > 1 else 0
     cache = DynamicCache(config=model.config)
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    embedded = embed_tokens(model, ids)
     if shared:
-        head = torch.tensor([prompts[0][:shared]], device=device)
-        model.base_model(input_ids=head, past_key_values=cache, use_cache=True)
+        start = longest - len(prompts[0])
+        head = embedded[:1, start : start + shared]
+        model.base_model(inputs_embeds=head, past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(rows)
-    width = max(map(len, prompts)) - shared
+    width = longest - shared
     padding = torch.tensor([shared + width - len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([[0] * (shared + width - len(p)) + list(p[shared:]) for p in prompts], device=device)
     slots = torch.arange(width, device=device)
     visible = None
     if int(padding.max()):
         own = slots >= padding[:, None]
         visible = torch.cat([own.new_ones(rows, shared), own], dim=1)
     output = model.base_model(
-        input_ids=ids,
+        inputs_embeds=embedded[:, shared:],
         attention_mask=None if visible is None else visible.long(),
         position_ids=shared + (slots - padding[:, None]).clamp_min(0),
         past_key_values=cache,
@@ -76,10 +80,15 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefill
 
 
 class TransformersSession:
-    """Decoding through the model's own forward, for any causal LM of transformers."""
+    """Decoding through the model's own forward, for any causal LM of transformers.
 
-    def __init__(self, model: PreTrainedModel, start: Prefilled, steps: int) -> None:
-        self._base = model.base_model
+    `placed_SH`: what is added to the embedding of each step's token, which says where an image token lies.
+    """
+
+    def __init__(self, model: PreTrainedModel, start: Prefilled, steps: int, placed_SH: Tensor | None = None) -> None:
+        self._base, self._embedding = model.base_model, model.get_input_embeddings()
+        self._placed = placed_SH
+        self._step = 0
         self._cache = start.cache
         self._positions = start.positions_B
         self._slots = start.cache.get_seq_length()
@@ -91,14 +100,15 @@ class TransformersSession:
     def step(self, ids_B: Tensor) -> Tensor:
         """See `DecodingSession`."""
         self._slots += 1
+        embedded = self._embedding(ids_B[:, None])
         output = self._base(
-            input_ids=ids_B[:, None],
+            inputs_embeds=embedded if self._placed is None else embedded + self._placed[self._step],
             attention_mask=None if self._visible is None else self._visible[:, : self._slots],
             position_ids=self._positions[:, None],
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._positions = self._positions + 1
+        self._positions, self._step = self._positions + 1, self._step + 1
         return output.last_hidden_state[:, -1]
 
     def keep(self, rows: Tensor) -> None:
@@ -109,10 +119,13 @@ class TransformersSession:
 
 
 class NeoXSession:
-    """Decoding with folded weights over a cache of its own: prompt and answer slots, `GROWTH` more where they end."""
+    """Decoding with folded weights over a cache of its own: prompt and answer slots, `GROWTH` more where they end.
 
-    def __init__(self, folded: FoldedNeoX, start: Prefilled, steps: int) -> None:
-        self._folded = folded
+    `placed_SH` as above.
+    """
+
+    def __init__(self, folded: FoldedNeoX, start: Prefilled, steps: int, placed_SH: Tensor | None = None) -> None:
+        self._folded, self._placed = folded, placed_SH
         self._slot = start.cache.get_seq_length()
         self._most = self._slot + steps
         self._room = min(self._most, self._slot + GROWTH)
@@ -165,6 +178,8 @@ class NeoXSession:
             self._grow()
         cos, sin = self._cos[self._step], self._sin[self._step]
         state = f.embedding(ids_B)
+        if self._placed is not None:
+            state = state + self._placed[self._step]
         for layer, kv in zip(f.layers, self._kv, strict=True):
             normal = F.layer_norm(state, (f.hidden,), eps=f.eps)
             torch.addmm(layer.in_bias, normal, layer.in_weight, out=self._wide)

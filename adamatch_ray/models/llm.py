@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -20,7 +21,11 @@ from transformers import (
 )
 
 from adamatch_ray.model_config import LLMConfig
+from adamatch_ray.models.image_positions import ImagePositions, positions_of
 from adamatch_ray.models.llm_tokens import KEYS, TokenLayout, make_layout
+
+POSITIONS = "image_positions.safetensors"
+"""File beside the model that holds where image tokens lie; transformers does not read it."""
 
 MOST_PADDED_ROWS = 1024
 """Rows beyond the tokenizer that can pass for padding; with more, model and tokenizer were not made for each other."""
@@ -52,6 +57,8 @@ def build_llm(
     model.config.image_grid = list(grid)
     model.config.quantizer = quantizer or known
     layout = layout_of(model, tokenizer)
+    if config.image_positions:
+        _add_positions(model, layout, config.name_or_path)
     model.config.eos_token_id, model.config.pad_token_id = layout.end_id, layout.pad_id
     model.generation_config = GenerationConfig(
         eos_token_id=layout.end_id, pad_token_id=layout.pad_id, do_sample=True, top_p=0.92, max_new_tokens=512
@@ -87,6 +94,13 @@ def save_llm(
     own where those are spread over workers or split into adapters.
     """
     layout = layout_of(model, tokenizer)
+    whole = model.state_dict() if weights is None else weights
+    placed = {name: whole[name] for name in whole if name.startswith("image_positions.")}
+    if placed:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        bare = {name.removeprefix("image_positions."): value.contiguous() for name, value in placed.items()}
+        save_file(bare, Path(folder) / POSITIONS)
+        weights = {name: value for name, value in whole.items() if name not in placed}
     model.save_pretrained(str(folder), state_dict=weights)
     tokenizer.save_pretrained(str(folder))
     (Path(folder) / "README.md").write_text(_model_card(model, layout), encoding="utf-8")
@@ -96,7 +110,22 @@ def load_llm(folder: str | Path, dtype: str = "auto", attention: str = "sdpa") -
     """Read what `save_llm` wrote, in evaluation mode. `dtype` "auto" keeps the file's; CPUs want "float32"."""
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    return LoadedLLM(model, tokenizer, layout_of(model, tokenizer))
+    layout = layout_of(model, tokenizer)
+    if getattr(model.config, "image_positions", False):
+        _add_positions(model, layout, str(folder))
+    return LoadedLLM(model, tokenizer, layout)
+
+
+def _add_positions(model: PreTrainedModel, layout: TokenLayout, folder: str) -> None:
+    """Let a model learn where image tokens lie, from what `folder` holds of it or from zero."""
+    positions = ImagePositions(layout.image_grid, model.config.hidden_size, layout.image_start)
+    file = Path(folder) / POSITIONS
+    if getattr(model.config, "image_positions", False):
+        if not file.is_file():
+            raise ValueError(f"{folder} was tuned with image positions, and {POSITIONS} is missing: copy it there too")
+        positions.load_state_dict(load_file(file))
+    model.image_positions = positions.to(device=model.device, dtype=model.dtype).train(model.training)
+    model.config.image_positions = True
 
 
 def scratch_config(config: LLMConfig, rows: int) -> GPTNeoXConfig:
@@ -163,6 +192,12 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight
 
 
+def _positions_note(model: PreTrainedModel) -> str:
+    if positions_of(model) is None:
+        return ""
+    return f"- Where an image token lies is added to its embedding from `{POSITIONS}`; without it images melt.\n"
+
+
 def _model_card(model: PreTrainedModel, layout: TokenLayout) -> str:
     rows, columns = layout.image_grid
     return f"""---
@@ -179,7 +214,7 @@ these weights must respect the licence of the base model and the data-use agreem
 - Vocabulary: ids 0-{layout.text_size - 1} are the tokenizer's; id {layout.image_start} + c is code c of a VQ-GAN with
   {layout.image_codes} codes (fingerprint `{layout.quantizer or "unknown"}`). Image ids have no spelling.
 - An image is {rows} x {columns} = {layout.image_tokens} codes in raster order.
-- X-ray to report: give the image ids and keywords; sample (top-p 0.92) over text ids until `### End`.
+{_positions_note(model)}- X-ray to report: give the image ids and keywords; sample (top-p 0.92) text until `### End`.
 - Report to X-ray: restrict the logits to ids {layout.image_start}-{layout.vocab_size - 1} for exactly
   {layout.image_tokens} steps, subtract {layout.image_start}, decode with that VQ-GAN.
 

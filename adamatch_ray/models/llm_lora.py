@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adamatch_ray.models.image_positions import positions_of
+
 ADAPTER = "default"
 
 
@@ -19,6 +21,8 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, dropout: float
     options = LoraConfig(r=rank, lora_dropout=dropout, target_modules="all-linear")
     options.lora_alpha = alpha  # type: ignore[assignment]  # a factor, whatever its annotation says
     inject_adapter_in_model(options, model, adapter_name=ADAPTER)
+    if (positions := positions_of(model)) is not None:
+        positions.requires_grad_(True)
     ends = {end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())}
     for weight in ends:
         assert isinstance(weight, Tensor)

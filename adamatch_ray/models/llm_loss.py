@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from adamatch_ray.models.image_positions import embed_tokens
+
 IGNORE = -100
 """Label of a position that is not part of a response."""
 
@@ -56,7 +58,7 @@ def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
     """
     head = _plain_head(model)
     hidden_RTH = model.base_model(
-        input_ids=batch.input_ids,
+        inputs_embeds=embed_tokens(model, batch.input_ids),
         position_ids=batch.position_ids,
         attention_mask=_model_mask(model, batch.segment_ids),
         use_cache=False,

@@ -187,6 +187,11 @@ class PyramidVisionTransformer(nn.Module):
         log_sum_BL = (sharpness * evidence_BPL).logsumexp(1)
         return Judgement(feature_BPD.mean(1), (log_sum_BL - math.log(evidence_BPL.shape[1])) / sharpness)
 
+    def shares(self, tokens_BPC: Tensor) -> Tensor:
+        """How much of each class each patch accounts for [B, P, L], as `judge_patches` weighs them (sum 1)."""
+        assert self.head is not None and self.config.pooling == "patches"
+        return (self.config.sharpness * self.head(self.norm(tokens_BPC))).softmax(1)
+
     def freeze_unread(self) -> None:
         """Data-parallel training waits for every trainable parameter's gradient; what `judge` leaves out has none."""
         if self.config.pooling == "patches":

@@ -1,10 +1,12 @@
 """AdaMatch's hints for the language model, a shard of studies at a time, whole or not at all (docs/method.md 2)."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adamatch_ray.codebooks import GROUPS, keyword_groups
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.geometry import CanvasImage
@@ -40,13 +42,15 @@ class HintCache:
         *,
         keywords: int = KEYWORDS,
         keypatches: int = KEYPATCHES,
+        groups: Sequence[str] = GROUPS,
     ) -> None:
         """Raises ValueError while `studies/`, `adamatch/` or `codebooks/` is unfinished."""
         stages = Root(root)
         self.studies, self.target = stages.stage("studies"), stages.stage("llm")
         parents = [stages.stage(name).require().fingerprint for name in ("studies", "adamatch", "codebooks")]
         self.keywords, self.keypatches = max(keywords, KEYWORDS), max(keypatches, KEYPATCHES)
-        self.maker = [*parents, self.keywords, self.keypatches, SPARE]
+        self.groups = tuple(groups)
+        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups]
         self.engine = MatchingEngine.load(stages, device)
         self.batch_size = batch_size
 
@@ -63,13 +67,13 @@ class HintCache:
     def _hints(self, studies: pa.RecordBatch) -> pa.RecordBatch:
         rows = studies.to_pylist()
         images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in rows]
-        keywords = self.engine.keywords(images, self.keywords)
+        keywords = self.engine.keywords(images, self.keywords, self.groups)
         likenesses = self.engine.keypatches([row["report"] for row in rows], self.keypatches * SPARE)
         entries = [
             [found.entry for found in own if found.study_id != row["study_id"]][: self.keypatches]
             for row, own in zip(rows, likenesses, strict=True)
         ]
-        texts = [[keyword.text for keyword in own] for own in keywords]
+        texts = [[{"text": k.text, "score": k.score, "place": k.place} for k in own] for own in keywords]
         ids = [studies.column(name) for name in ("study_id", "dicom_id")]
         hints = [pa.array(values, HINTS.field(name).type) for name, values in
                  (("keywords", texts), ("keypatches", entries))]  # fmt: skip
@@ -82,8 +86,15 @@ def make_hints(run: StageRun) -> dict[str, int]:
     wanted = {name: rows for name, rows in studies.files.items() if rows and name.startswith(SPLITS)}
     config, shown = run.config, run.config.llm.instructions
     device = "cuda" if config.scale.gpu else "cpu"
-    counts = {"keywords": shown.keywords, "keypatches": shown.keypatches}
-    maker = partial(HintCache, run.root.uri, device, config.evaluate.batch_size, **counts)
+    maker = partial(
+        HintCache,
+        run.root.uri,
+        device,
+        config.evaluate.batch_size,
+        keywords=shown.keywords,
+        keypatches=shown.keypatches,
+        groups=keyword_groups(shown),
+    )
     files = {shard.file: shard.rows for shard in spread(sorted(wanted), maker, config.scale, "llm hints")}
     assert files == wanted, "hints have other rows than the studies"
     return {f"hints/{name}": rows for name, rows in sorted(files.items())}

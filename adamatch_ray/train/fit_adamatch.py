@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamatch_ray.codebooks import GROUPS
+from adamatch_ray.codebooks import FINDING_GROUPS, GROUPS
 from adamatch_ray.data import loading
 from adamatch_ray.engines.embedding import embed_split, rows_of_words
 from adamatch_ray.engines.entities import lexicon_words
@@ -71,7 +71,7 @@ class AdaMatchFitter(ModelFitter):
 
 def aligned_words(words: str) -> frozenset[str] | None:
     """The words that `adamatch.words` names; None for all."""
-    groups = {"all": None, "entities": GROUPS, "findings": ("Disease_disorder", "Sign_symptom")}[words]
+    groups = {"all": None, "entities": GROUPS, "findings": FINDING_GROUPS}[words]
     return None if groups is None else lexicon_words(groups)
 
 

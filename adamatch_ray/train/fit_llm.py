@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
 from adamatch_ray.instructions import Example, pack
+from adamatch_ray.models.image_positions import positions_of
 from adamatch_ray.models.llm import build_llm, save_llm
 from adamatch_ray.models.llm_lora import add_adapters, merge_adapters
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, ResponseLossModel
@@ -269,6 +270,8 @@ def response_tokens(records: Iterable[Example]) -> int:
 def _parameter_groups(model: PreTrainedModel, decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices alone: not for biases and norms, nor for rows of the vocabulary."""
     ends = {end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    positions = positions_of(model)
+    ends |= set(positions.parameters()) if positions else set()
     trained = [p for p in nn.Module.parameters(model) if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2 and p not in ends]
     kept = [p for p in trained if p.ndim < 2 or p in ends]

@@ -8,16 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adamatch_ray.data import loading
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
-from adamatch_ray.instructions import CXR_TO_REPORT, REPORT_TO_CXR, Example, InstructionBuilder, Overlength
+from adamatch_ray.instructions import (
+    CXR_TO_REPORT,
+    REPORT_TO_CXR,
+    Example,
+    InstructionBuilder,
+    Overlength,
+    spell_keywords,
+)
 from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm_loss import IGNORE
 from adamatch_ray.models.llm_tokens import TokenLayout
@@ -36,6 +44,12 @@ RECORD = pa.schema(
 """One record as it travels to a training worker; `input_ids` is empty where it is longer than the context."""
 
 
+class _Hint(NamedTuple):
+    text: str
+    score: float
+    place: str
+
+
 class RecordReader(loading.WindowReader):
     """Reads a window of studies as shuffled records. The Ray Data actor, usable without Ray as well."""
 
@@ -51,12 +65,12 @@ class RecordReader(loading.WindowReader):
         studies = pa.concat_tables([self._studies(path) for path in window.paths]).to_pylist()
         epoch = window.seed[1]
         numbers = window.order(len(DIRECTIONS) * len(studies))
-        return _to_table([self._record(studies[n // 2], DIRECTIONS[n % 2], epoch) for n in numbers])
+        return _to_table([self._lesson(studies[n // 2], DIRECTIONS[n % 2], epoch) for n in numbers])
 
     def records(self, path: str, rank: int, world: int) -> list[Example | Overlength]:
         """This worker's share of a shard's records, in stored order and the first epoch's wording."""
         studies = self._studies(path).to_pylist()[rank::world]
-        return [self._record(study, direction, 0) for study in studies for direction in DIRECTIONS]
+        return [self._record(study, direction) for study in studies for direction in DIRECTIONS]
 
     def _studies(self, path: str) -> pa.Table:
         name = path.removeprefix(f"{self.studies}/")
@@ -77,12 +91,23 @@ class RecordReader(loading.WindowReader):
                 joined = joined.append_column(column, part[column])
         return joined
 
-    def _record(self, study: dict[str, Any], direction: str, epoch: int) -> Example | Overlength:
+    def _lesson(self, study: dict[str, Any], direction: str, epoch: int) -> Example | Overlength:
         name, report, codes = study["study_id"], study["report"], study["tokens"]
         if direction == CXR_TO_REPORT:
-            return self.builder.report_example(name, epoch, codes, study["keywords"], report)
-        shown = self.keypatches.codes(study["keypatches"][: self.builder.config.keypatches])
-        return self.builder.image_example(name, epoch, report, shown, codes)
+            return self.builder.report_lesson(name, epoch, codes, self._keywords(study), report)
+        return self.builder.image_lesson(name, epoch, report, self._keypatches(study), codes)
+
+    def _record(self, study: dict[str, Any], direction: str) -> Example | Overlength:
+        name, report, codes = study["study_id"], study["report"], study["tokens"]
+        if direction == CXR_TO_REPORT:
+            return self.builder.report_example(name, 0, codes, self._keywords(study), report)
+        return self.builder.image_example(name, 0, report, self._keypatches(study), codes)
+
+    def _keywords(self, study: dict[str, Any]) -> list[str]:
+        return spell_keywords([_Hint(**hint) for hint in study["keywords"]], self.builder.config)
+
+    def _keypatches(self, study: dict[str, Any]) -> NDArray[np.uint16]:
+        return self.keypatches.codes(study["keypatches"][: self.builder.config.keypatches])
 
 
 def record_shards(stages: Root, split: str) -> list[loading.ShardFile]:

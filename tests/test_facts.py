@@ -1,0 +1,67 @@
+"""Facts of a report: exact on what phantoms say, and on sentences as radiologists write them."""
+
+import pytest
+
+from adamatch_ray.data import phantom
+from adamatch_ray.data.facts import Fact, read_facts, score_facts
+from adamatch_ray.data.phantom_report import Finding
+from adamatch_ray.data.reports import compose_report
+
+DEGREES = {"mild": "small", "moderate": "moderate", "severe": "large"}
+
+
+def as_fact(finding: Finding) -> Fact:
+    """What was drawn, in the words of facts."""
+    kinds = {"wires": "sternotomy", "tube": f"{finding.size} tube", "nodule": finding.size}
+    name = kinds.get(finding.name, finding.name)
+    size = DEGREES.get(finding.size, "") if name in ("cardiomegaly", "edema") else finding.size
+    sized = name in ("effusion", "pneumothorax", "consolidation", "cardiomegaly", "edema")
+    return Fact(name, "both" if name == "edema" else finding.side, finding.zone, size if sized else "")
+
+
+def test_facts_of_phantoms_are_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Finding, ...]] = []
+    write = phantom.write_report
+    monkeypatch.setattr(phantom, "write_report", lambda f, h, rng: drawn.append(f) or write(f, h, rng))
+    for index in range(60):
+        study = phantom.generate(index, seed=3, side=64)
+        facts = read_facts(compose_report(study.findings, study.impression))
+        assert facts.present == {as_fact(finding) for finding in drawn[-1]}
+        assert not facts.denied & facts.findings
+
+
+@pytest.mark.parametrize(
+    ("report", "present", "denied"),
+    [
+        ("Small right pleural effusion.", {Fact("effusion", "right", "", "small")}, set()),
+        ("There are bilateral pleural effusions.", {Fact("effusion", "both")}, set()),
+        ("No pleural effusion or pneumothorax.", set(), {"effusion", "pneumothorax"}),
+        ("Pneumothorax is not seen. Effusion has resolved.", set(), {"effusion", "pneumothorax"}),
+        ("Left lower lobe atelectasis, but no effusion.", {Fact("atelectasis", "left", "lower")}, {"effusion"}),
+        ("Right upper mass and left chest tube.", {Fact("mass", "right", "upper"), Fact("chest tube", "left")}, set()),
+        ("The heart is enlarged. Pericardial effusion is absent.", {Fact("cardiomegaly")}, set()),
+    ],
+)  # fmt: skip
+def test_facts_of_sentences(report: str, present: set[Fact], denied: set[str]) -> None:
+    facts = read_facts(report)
+    assert facts.present == present and facts.denied == denied
+
+
+def test_scores_notice_the_side_and_what_no_reader_accepts() -> None:
+    truth = ["Small right effusion. No pneumothorax."] * 4
+    said = [
+        "Small right effusion. No pneumothorax.",
+        "Small left effusion. No pneumothorax.",
+        "Small right effusion. Small left effusion.",
+        "Small right effusion. Small right effusion. No effusion.",
+    ]
+    scores = score_facts(truth, said)
+    assert scores.finding == 1.0
+    assert scores.finding_side == pytest.approx(2 * 3 / (4 + 5))
+    assert scores.denied == pytest.approx(2 * 2 / (4 + 3))
+    assert (scores.repeated, scores.both_sides, scores.contradicted) == (0.25, 0.25, 0.25)
+
+
+def test_both_sides_are_right_where_the_reference_has_both() -> None:
+    report = "Small right effusion. Large left effusion."
+    assert score_facts([report], [report]) == (1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0)
