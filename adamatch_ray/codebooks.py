@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -46,15 +48,28 @@ class Entity(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TextualCodebook:
-    """Keywords with their features [K, D]; `model` is the fingerprint of the AdaMatch stage that encoded them."""
+    """Keywords with their features [K, D]; `model` is the fingerprint of the AdaMatch stage that encoded them.
+
+    `logistic_K2`: slope and offset with which a similarity becomes the probability that a report states the keyword,
+    as `fit_logistic` found them on the validate split; None in a codebook of an earlier version.
+    """
 
     entities: tuple[Entity, ...]
     feature_KD: Tensor
     model: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    logistic_K2: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check(len(self.entities), self.feature_KD)
+        assert self.logistic_K2 is None or self.logistic_K2.shape == (len(self.entities), 2)
+
+    def probability(self, similarity_K: Tensor) -> Tensor:
+        """Probability of each keyword at its similarity; NaN where the codebook does not know."""
+        if self.logistic_K2 is None:
+            return torch.full_like(similarity_K, torch.nan)
+        slope_K, offset_K = self.logistic_K2.to(similarity_K.device).unbind(-1)
+        return (slope_K * similarity_K + offset_K).sigmoid()
 
     def __len__(self) -> int:
         return len(self.entities)
@@ -63,7 +78,10 @@ class TextualCodebook:
         """Write `textual.json` and `textual.safetensors` into the stage."""
         said = {"model": self.model, **self.provenance, "entities": [entity._asdict() for entity in self.entities]}
         stage.write_bytes("textual.json", (json.dumps(said, indent=1) + "\n").encode())
-        stage.write_bytes("textual.safetensors", save({"feature_KD": self.feature_KD.float().contiguous()}))
+        tensors = {"feature_KD": self.feature_KD.float().contiguous()}
+        if self.logistic_K2 is not None:
+            tensors["logistic_K2"] = self.logistic_K2.float().contiguous()
+        stage.write_bytes("textual.safetensors", save(tensors))
 
     @classmethod
     def load(cls, stage: Stage) -> "TextualCodebook":
@@ -71,8 +89,8 @@ class TextualCodebook:
         stage.require()
         said = json.loads(stage.read_bytes("textual.json"))
         entities, model = tuple(Entity(**entity) for entity in said.pop("entities")), said.pop("model")
-        feature_KD = load(stage.read_bytes("textual.safetensors"))["feature_KD"]
-        return cls(entities, feature_KD, model, said)
+        tensors = load(stage.read_bytes("textual.safetensors"))
+        return cls(entities, tensors["feature_KD"], model, said, tensors.get("logistic_K2"))
 
     def require(self, model: str, dim: int) -> None:
         """Raises ValueError, naming both, where the codebook is not of that AdaMatch stage or joint dimension."""
@@ -137,6 +155,29 @@ def rank_entities(counts: Mapping[tuple[str, str], int], per_group: int, min_cou
                 best[text] = Entity(text, group, count)
     ranked = sorted((e for e in best.values() if e.count >= min_count), key=lambda e: (-e.count, e.text))
     return tuple(entity for group in GROUPS for entity in [e for e in ranked if e.group == group][:per_group])
+
+
+def fit_logistic(similarity_IK: NDArray[np.floating], stated_IK: NDArray[np.bool_]) -> Tensor:
+    """Slope and offset [K, 2] of the logistic regression of each keyword being stated on its similarity, I images.
+
+    A weak pull of the slope to that of a keyword that is told by a tenth of similarity keeps rare keywords sane, and a
+    keyword is never made less probable by more similarity.
+    """
+    from scipy.optimize import minimize
+
+    def fit(similarity_I: NDArray[np.floating], stated_I: NDArray[np.bool_]) -> tuple[float, float]:
+        centre = float(similarity_I.mean())
+        x_I, y_I = (similarity_I - centre) * 10, stated_I.astype(float)
+
+        def loss(p: NDArray[np.floating]) -> float:
+            z_I = p[0] * x_I + p[1]
+            return float(np.logaddexp(0, z_I).sum() - (y_I * z_I).sum() + 0.01 * ((p[0] - 1) ** 2 + p[1] ** 2))
+
+        slope, offset = minimize(loss, np.array([1.0, -1.0]), method="L-BFGS-B", bounds=[(0, None), (None, None)]).x
+        return 10 * float(slope), float(offset) - 10 * float(slope) * centre
+
+    rows = [fit(s_I, y_I) for s_I, y_I in zip(similarity_IK.T, stated_IK.T, strict=True)]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
 
 
 def rank_keypatches(table: pa.Table, count: int, per_word: int) -> pa.Table:

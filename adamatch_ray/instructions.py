@@ -51,7 +51,7 @@ class KeywordHint(Protocol):
     def text(self) -> str: ...
 
     @property
-    def score(self) -> float: ...
+    def probability(self) -> float: ...
 
     @property
     def place(self) -> str: ...
@@ -65,8 +65,7 @@ def spell_keywords(keywords: Iterable[KeywordHint], config: InstructionConfig) -
         if config.keyword_places:
             words.append(keyword.place)
         if config.keyword_confidence:
-            passed = sum(keyword.score >= least for least in config.keyword_confidence)
-            words += ([], ["possible"], ["unlikely"])[len(config.keyword_confidence) - passed]
+            words += [] if keyword.probability >= config.keyword_confidence[0] else ["possible"]
         spelled.append(" ".join(words))
     return spelled
 

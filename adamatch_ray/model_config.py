@@ -215,7 +215,8 @@ class InstructionConfig:
     keyword_groups: Literal["all", "findings"] = option("all", "groups of keywords: all (paper), or diseases and signs")
     keyword_places: bool = option(False, "write side and zone of a keyword's box behind it")
     keyword_confidence: tuple[float, ...] = option(
-        (), "similarities from which a keyword is said as it is, or 'possible'; below them 'unlikely'. Empty: not told"
+        (),
+        "probabilities from which a keyword is told as it is, as 'possible'; empty: the most similar ones (paper)",
     )
     keyword_dropout: float = option(0.0, "share of training prompts without keywords, so that the image must be read")
     hints_first: int = option(0, "first epochs in which reports are learnt from keywords alone, without the image")
@@ -232,7 +233,12 @@ class InstructionConfig:
     def __post_init__(self) -> None:
         bounds = self.keyword_confidence
         if len(bounds) not in (0, 2) or list(bounds) != sorted(bounds, reverse=True):
-            raise ValueError(f"keyword_confidence needs two similarities, the higher one first; got {bounds}")
+            raise ValueError(f"keyword_confidence needs two probabilities, the higher one first; got {bounds}")
+
+    @property
+    def least_probability(self) -> float:
+        """The probability below which a keyword is left out; 0: none is."""
+        return self.keyword_confidence[-1] if self.keyword_confidence else 0.0
 
 
 @dataclass(frozen=True)

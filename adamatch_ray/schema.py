@@ -129,7 +129,7 @@ The box is in pixels of the original image of `height` x `width`; `feature` is t
 KEYPATCH_TOKENS = pa.schema([("entry", pa.int32()), ("tokens", pa.list_(pa.uint16()))])
 """VQ-GAN codes of the cells that a keypatch's box covers; `entry` is its row in the visual codebook."""
 
-_HINT = pa.struct([("text", pa.string()), ("score", pa.float32()), ("place", pa.string())])
+_HINT = pa.struct([("text", pa.string()), ("probability", pa.float32()), ("place", pa.string())])
 
 HINTS = pa.schema(
     [
@@ -146,6 +146,7 @@ _FOUND = pa.struct(
         ("text", pa.string()),
         ("group", pa.string()),
         ("score", pa.float32()),
+        ("probability", pa.float32()),
         ("place", pa.string()),
         *((corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
     ]

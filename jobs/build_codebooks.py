@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     entities = partial(EntityCounts, run.root.uri, options.backend, options.ner, options.min_score, device)
     counted = list(spread(files, entities, scale, "entities"))
     textual = _textual(run, counted)
+    textual = _with_probabilities(run, textual, device)
     words = textual.provenance["words"]
     sizes = options.keypatches, options.per_word, options.batch_size
     patches = partial(KeypatchCandidates, run.root.uri, words, *sizes, device)
@@ -73,6 +74,28 @@ def _textual(run: StageRun, counted: Sequence["MadeShard"]) -> "TextualCodebook"
     )
     codebook.save(run.stage)
     return codebook
+
+
+def _with_probabilities(run: StageRun, textual: "TextualCodebook", device: str) -> "TextualCodebook":
+    """The codebook with what the validate split says of its similarities: how probable they make a keyword."""
+    from dataclasses import replace
+
+    from adamatch_ray.codebooks import fit_logistic
+    from adamatch_ray.pipeline.codebooks import KeywordStatements, merge_statements
+    from adamatch_ray.shards import spread
+
+    options, scale = run.config.codebooks, run.config.scale
+    files = [name for name, rows in run.root.stage("studies").require().files.items() if rows]
+    held_out = sorted(name for name in files if name.startswith("validate/"))
+    if not held_out:
+        return textual
+    finder = (options.backend, options.ner, options.min_score)
+    maker = partial(KeywordStatements, run.root.uri, textual, finder, options.batch_size, device)
+    made = list(spread(held_out, maker, scale, "probabilities"))
+    similarity_IK, stated_IK = merge_statements(run.stage, sorted(shard.file for shard in made), len(textual))
+    textual = replace(textual, logistic_K2=fit_logistic(similarity_IK, stated_IK))
+    textual.save(run.stage)
+    return textual
 
 
 def _visual(run: StageRun, ranked: Sequence["MadeShard"], textual: "TextualCodebook") -> "VisualCodebook":

@@ -83,7 +83,7 @@ class Matcher(_Replica):
         from adamatch_ray.instructions import spell_keywords
 
         asked = self._instructions
-        found = self._engine.keywords(images, asked.keywords, keyword_groups(asked))
+        found = self._engine.keywords(images, asked.keywords, keyword_groups(asked), asked.least_probability)
         return [
             [
                 Keyword(text=k.text, group=k.group, score=k.score, box=k.box, place=k.place, hint=hint)

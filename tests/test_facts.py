@@ -1,10 +1,11 @@
 """Facts of a report: exact on what phantoms say, and on sentences as radiologists write them."""
 
+import numpy as np
 import pytest
 
 from adamatch_ray.data import phantom
 from adamatch_ray.data.facts import Fact, read_facts, score_facts
-from adamatch_ray.data.phantom_report import Finding
+from adamatch_ray.data.phantom_report import Finding, Habitus, Report
 from adamatch_ray.data.reports import compose_report
 
 DEGREES = {"mild": "small", "moderate": "moderate", "severe": "large"}
@@ -22,7 +23,12 @@ def as_fact(finding: Finding) -> Fact:
 def test_facts_of_phantoms_are_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[Finding, ...]] = []
     write = phantom.write_report
-    monkeypatch.setattr(phantom, "write_report", lambda f, h, rng: drawn.append(f) or write(f, h, rng))
+
+    def noted(findings: tuple[Finding, ...], habitus: Habitus, rng: np.random.Generator) -> Report:
+        drawn.append(findings)
+        return write(findings, habitus, rng)
+
+    monkeypatch.setattr(phantom, "write_report", noted)
     for index in range(60):
         study = phantom.generate(index, seed=3, side=64)
         facts = read_facts(compose_report(study.findings, study.impression))

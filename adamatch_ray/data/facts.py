@@ -110,6 +110,12 @@ def read_facts(report: str) -> Facts:
     return Facts(frozenset(_merged(present)), frozenset(denied))
 
 
+def affirmed(report: str) -> str:
+    """The clauses of a report that deny nothing, a line each."""
+    clauses = (clause for sentence in sentences(report) for clause in _CLAUSE.split(sentence))
+    return "\n".join(c for c in clauses if not _NEGATED_BEFORE.search(c) and not _NEGATED_AFTER.search(c))
+
+
 def sentences(report: str) -> list[str]:
     """The sentences of a report in lower case, without the full stop."""
     parts = (" ".join(part.lower().split()).rstrip(".!?;") for part in _SENTENCE.split(report))

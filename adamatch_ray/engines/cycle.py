@@ -94,8 +94,8 @@ class CycleEngine:
             return []
         tokens_BT = self.tokenizer.encode(np.stack([image.pixels for image in images]))
         count = self.instructions.keywords
-        groups = keyword_groups(self.instructions)
-        keywords = _by_group(images, lambda group: self.matching.keywords(group, count, groups))
+        groups, least = keyword_groups(self.instructions), self.instructions.least_probability
+        keywords = _by_group(images, lambda group: self.matching.keywords(group, count, groups, least))
         requests = [
             ReportRequest(tokens, spell_keywords(own, self.instructions), seed)
             for tokens, own, seed in zip(tokens_BT, keywords, seeds, strict=True)

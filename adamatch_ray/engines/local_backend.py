@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from adamatch_ray.models.decoding import DecodingSession, NeoXSession, Prefilled, TransformersSession, prefill
 from adamatch_ray.models.folded_neox import FoldedNeoX, why_not_folded
-from adamatch_ray.models.image_positions import positions_of
+from adamatch_ray.models.image_positions import embed_tokens, positions_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class LocalBackend:
         rows = self._model.get_input_embeddings().num_embeddings
         ids = torch.tensor([list(prompts[0])], device=self._model.device)
         output = self._model.generate(
-            ids,
+            inputs_embeds=embed_tokens(self._model, ids),
             attention_mask=torch.ones_like(ids),
             num_beams=plan.beams,
             do_sample=False,
@@ -144,7 +144,7 @@ class LocalBackend:
             pad_token_id=plan.stop_id,
             suppress_tokens=[i for i in range(rows) if not plan.first_id <= i < plan.end_id] or None,
         )
-        return [_cut(output[0, ids.shape[1] :].tolist(), limits[0], plan.stop_id)]
+        return [_cut(output[0].tolist(), limits[0], plan.stop_id)]
 
 
 def choose(logits_BV: Tensor, temperature: float, top_p: float, draws_B: Tensor) -> Tensor:

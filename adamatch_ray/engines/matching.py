@@ -29,12 +29,14 @@ SAME_PLACE = 0.5
 class Keyword(NamedTuple):
     """An entity of the textual codebook that an image shows, and the adaptive patch that shows it best.
 
-    `place` is side and zone of the box, see `geometry.place_of`.
+    `probability`: that a report of the image states it (NaN where the codebook cannot tell). `place` is side and zone
+    of the box, see `geometry.place_of`.
     """
 
     text: str
     group: str
     score: float
+    probability: float
     patch: int
     box: Box
     place: str
@@ -122,41 +124,61 @@ class MatchingEngine:
 
     @torch.inference_mode()
     def keywords(
-        self, images: Sequence[CanvasImage], count: int = 15, groups: Collection[str] = GROUPS
+        self, images: Sequence[CanvasImage], count: int = 15, groups: Collection[str] = GROUPS, least: float = 0.0
     ) -> list[list[Keyword]]:
         """The `count` entities of `groups` that the patches of each image are most similar to, best first.
 
         Pooling the `count` best entities of each patch by similarity and dropping repetitions leaves each entity at
         its best patch; so that is what is looked for. The score is the mean of the image heads' best similarities.
+        With `least` above 0 the order is that of probability, and what is less probable is left out.
         """
-        if self.textual is None or self._entity_KD is None:
-            raise ValueError("keywords need the textual codebook; run: python jobs/build_codebooks.py")
-        if not len(self.textual):
-            return [[] for _ in images]
+        textual = self._known_keywords()
+        if least > 0 and textual.logistic_K2 is None:
+            raise ValueError("this codebook has no probabilities; run: python jobs/build_codebooks.py --overwrite")
+        wanted = torch.tensor([entity.group in groups for entity in textual.entities])
         answers: list[list[Keyword]] = []
-        wanted = [entity.group in groups for entity in self.textual.entities]
         for image, patches in zip(images, self._patches(images), strict=True):
-            if patches is None or not patches.shown_P.any():
+            if patches is None or not patches.shown_P.any() or not len(textual):
                 answers.append([])
                 continue
-            hidden_P1 = ~patches.shown_P[:, None]
-            score_K = (patches.heads_HPD @ self._entity_KD.T).masked_fill(hidden_P1, -torch.inf).amax(1).mean(0)
-            patch_K = (patches.place_PD @ self._entity_KD.T).masked_fill(hidden_P1, -torch.inf).argmax(0).tolist()
-            order = score_K.argsort(descending=True, stable=True).tolist()
-            scores, found = score_K.tolist(), dict[str, Keyword]()
-            for k in order:
-                if not wanted[k]:
-                    continue
-                entity, patch = self.textual.entities[k], patch_K[k]
-                box = _box(patches.boxes_P4[patch])
-                keyword = Keyword(
-                    entity.text, entity.group, scores[k], patch, box, place_of(box, image.height, image.width)
-                )
-                found.setdefault(entity.text, keyword)
-                if len(found) == count:
+            score_K, patch_K = self._keyword_scores(patches)
+            probability_K = textual.probability(score_K)
+            order_K = (probability_K if least > 0 else score_K).argsort(descending=True, stable=True).cpu()
+            found: dict[str, Keyword] = {}
+            for k in order_K[wanted[order_K]].tolist():
+                if len(found) == count or probability_K[k] < least:
                     break
-            answers.append(list(found.values())[:count])
+                entity, patch = textual.entities[k], int(patch_K[k])
+                box = _box(patches.boxes_P4[patch])
+                place = place_of(box, image.height, image.width)
+                score, probability = float(score_K[k]), float(probability_K[k])
+                found.setdefault(entity.text, Keyword(entity.text, entity.group, score, probability, patch, box, place))
+            answers.append(list(found.values()))
         return answers
+
+    @torch.inference_mode()
+    def keyword_scores(self, images: Sequence[CanvasImage]) -> NDArray[np.float32]:
+        """The score [I, K] of every entity of the codebook in each image; -1 in a blank one."""
+        textual = self._known_keywords()
+        rows = [
+            np.full(len(textual), -1.0, np.float32)
+            if patches is None or not patches.shown_P.any()
+            else self._keyword_scores(patches)[0].cpu().numpy()
+            for patches in self._patches(images)
+        ]
+        return np.stack(rows)
+
+    def _keyword_scores(self, patches: "_Patches") -> tuple[Tensor, Tensor]:
+        """Score of each entity [K], and the patch that shows it best [K]."""
+        assert self._entity_KD is not None
+        hidden_P1 = ~patches.shown_P[:, None]
+        score_K = (patches.heads_HPD @ self._entity_KD.T).masked_fill(hidden_P1, -torch.inf).amax(1).mean(0)
+        return score_K, (patches.place_PD @ self._entity_KD.T).masked_fill(hidden_P1, -torch.inf).argmax(0)
+
+    def _known_keywords(self) -> TextualCodebook:
+        if self.textual is None:
+            raise ValueError("keywords need the textual codebook; run: python jobs/build_codebooks.py")
+        return self.textual
 
     @torch.inference_mode()
     def keypatches(self, reports: Sequence[str], count: int = 5) -> list[list[Keypatch]]:

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamatch_ray.codebooks import KEYPATCH_LIGHT, TextualCodebook, VisualCodebook, rank_entities, rank_keypatches
+from adamatch_ray.data.facts import affirmed
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
 from adamatch_ray.engines.entities import denoting_words, finder_identity, open_finder, read_lexicon
 from adamatch_ray.engines.loader import load_embedder
+from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.geometry import Boxes, CanvasImage
 from adamatch_ray.schema import KEYPATCH
 from adamatch_ray.shards import MadeShard, identity_of, rows_of, write_shard
@@ -30,6 +32,7 @@ from adamatch_ray.storage import Root, Stage
 TEXTS_AT_ONCE = 64
 """Keywords encoded together, so that no size of codebook meets the text encoder's limits."""
 
+_STATEMENTS = pa.schema([("similarity", pa.list_(pa.float32())), ("stated", pa.list_(pa.int32()))])
 _COUNTS = pa.schema([("text", pa.string()), ("group", pa.string()), ("count", pa.int64())])
 
 
@@ -123,6 +126,53 @@ class KeypatchCandidates:
                 names = {"study_id": study["study_id"], "dicom_id": study["dicom_id"]}
                 row = {"word": word, "similarity": similarity, "patch": patch, **names, **place}
                 yield _Candidate(row, patch_BPD[b, patch].cpu().numpy(), image, boxes_P4[patch])
+
+
+class KeywordStatements:
+    """Writes `statements/<shard>`: how similar each keyword is to the images of a shard, and whether reports state it.
+
+    A report states what it names outside a denial.
+    """
+
+    def __init__(
+        self, root: str, textual: TextualCodebook, finder: Sequence[Any], batch_size: int, device: str
+    ) -> None:
+        """`finder`: backend, name and least score, as `open_finder` takes them."""
+        stages = Root(root)
+        self.studies, self.target = stages.stage("studies"), stages.stage("codebooks")
+        self.finder, self.batch_size = open_finder(*finder, device), batch_size
+        self.keywords = {entity.text: k for k, entity in enumerate(textual.entities)}
+        self.maker = [self.studies.require().fingerprint, textual.model, list(self.keywords), list(finder)]
+        self.engine = MatchingEngine(load_embedder(stages, device), textual)
+
+    def make(self, file: str) -> MadeShard:
+        """Compare one studies shard with all keywords, unless that was done."""
+        name, identity = f"statements/{file}", identity_of(self.maker, file)
+        if (rows := rows_of(self.target, name, identity)) is not None:
+            return MadeShard(name, rows, reused=True)
+        columns = ["report", "image", "height", "width"]
+        studies = pq.read_table(f"{self.studies.path}/{file}", columns=columns, filesystem=self.studies.filesystem)
+        listed = studies.to_pylist()
+        images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in listed]
+        starts = range(0, len(images), self.batch_size)
+        similarity_IK = np.concatenate([self.engine.keyword_scores(images[i : i + self.batch_size]) for i in starts])
+        stated = self.finder.find([affirmed(row["report"]) for row in listed])
+        named = [sorted({self.keywords[e.text] for e in own if e.text in self.keywords}) for own in stated]
+        table = pa.table([similarity_IK.tolist(), named], schema=_STATEMENTS)
+        write_shard(self.target, name, table, identity)
+        return MadeShard(name, table.num_rows, reused=False)
+
+
+def merge_statements(
+    stage: Stage, files: Iterable[str], keywords: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Similarities and statements [I, K] of all shards."""
+    tables = [pq.read_table(f"{stage.path}/{file}", filesystem=stage.filesystem) for file in files]
+    rows = pa.concat_tables(tables).to_pylist() if tables else []
+    stated_IK = np.zeros((len(rows), keywords), dtype=bool)
+    for row_K, row in zip(stated_IK, rows, strict=True):
+        row_K[row["stated"]] = True
+    return np.array([row["similarity"] for row in rows], np.float32).reshape(-1, keywords), stated_IK
 
 
 class _Candidate(NamedTuple):

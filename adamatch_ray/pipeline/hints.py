@@ -43,14 +43,15 @@ class HintCache:
         keywords: int = KEYWORDS,
         keypatches: int = KEYPATCHES,
         groups: Sequence[str] = GROUPS,
+        least: float = 0.0,
     ) -> None:
         """Raises ValueError while `studies/`, `adamatch/` or `codebooks/` is unfinished."""
         stages = Root(root)
         self.studies, self.target = stages.stage("studies"), stages.stage("llm")
         parents = [stages.stage(name).require().fingerprint for name in ("studies", "adamatch", "codebooks")]
         self.keywords, self.keypatches = max(keywords, KEYWORDS), max(keypatches, KEYPATCHES)
-        self.groups = tuple(groups)
-        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups]
+        self.groups, self.least = tuple(groups), least
+        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups, least]
         self.engine = MatchingEngine.load(stages, device)
         self.batch_size = batch_size
 
@@ -67,13 +68,13 @@ class HintCache:
     def _hints(self, studies: pa.RecordBatch) -> pa.RecordBatch:
         rows = studies.to_pylist()
         images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in rows]
-        keywords = self.engine.keywords(images, self.keywords, self.groups)
+        keywords = self.engine.keywords(images, self.keywords, self.groups, self.least)
         likenesses = self.engine.keypatches([row["report"] for row in rows], self.keypatches * SPARE)
         entries = [
             [found.entry for found in own if found.study_id != row["study_id"]][: self.keypatches]
             for row, own in zip(rows, likenesses, strict=True)
         ]
-        texts = [[{"text": k.text, "score": k.score, "place": k.place} for k in own] for own in keywords]
+        texts = [[{"text": k.text, "probability": k.probability, "place": k.place} for k in own] for own in keywords]
         ids = [studies.column(name) for name in ("study_id", "dicom_id")]
         hints = [pa.array(values, HINTS.field(name).type) for name, values in
                  (("keywords", texts), ("keypatches", entries))]  # fmt: skip
@@ -94,6 +95,7 @@ def make_hints(run: StageRun) -> dict[str, int]:
         keywords=shown.keywords,
         keypatches=shown.keypatches,
         groups=keyword_groups(shown),
+        least=shown.least_probability,
     )
     files = {shard.file: shard.rows for shard in spread(sorted(wanted), maker, config.scale, "llm hints")}
     assert files == wanted, "hints have other rows than the studies"

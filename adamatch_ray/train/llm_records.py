@@ -46,7 +46,7 @@ RECORD = pa.schema(
 
 class _Hint(NamedTuple):
     text: str
-    score: float
+    probability: float
     place: str
 
 
