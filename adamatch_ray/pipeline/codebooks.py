@@ -135,7 +135,7 @@ class KeywordStatements:
     """
 
     def __init__(
-        self, root: str, textual: TextualCodebook, finder: Sequence[Any], batch_size: int, device: str
+        self, root: str, textual: TextualCodebook, finder: tuple[str, str, float], batch_size: int, device: str
     ) -> None:
         """`finder`: backend, name and least score, as `open_finder` takes them."""
         stages = Root(root)
