@@ -55,7 +55,7 @@ def test_only_whole_images_have_cells() -> None:
 
 def test_a_new_model_is_unchanged_until_it_is_tuned(tokenizer: PreTrainedTokenizerBase) -> None:
     model = build_llm(CONFIG, tokenizer, 16, (4, 4))
-    ids = torch.arange(model.get_input_embeddings().num_embeddings)[None]
+    ids = torch.arange(layout_of(model, tokenizer).vocab_size)[None]
     assert torch.equal(embed_tokens(model, ids), model.get_input_embeddings()(ids))
     positions = positions_of(model)
     assert isinstance(positions, ImagePositions) and not any(p.any() for p in positions.parameters())
