@@ -156,9 +156,7 @@ class InstructionBuilder:
     def report_lesson(
         self, study_id: str, epoch: int, image_codes: ArrayLike | None, keywords: Sequence[str], report: str
     ) -> Example | Overlength:
-        """`report_example` as it is trained: of the image or the keywords, the epoch or the draw may leave one out."""
-        if epoch < self.config.hints_first:
-            return self.report_example(study_id, epoch, None, keywords, report)
+        """`report_example` as it is trained: now and then without keywords, so that the image must be read."""
         if self._draw(study_id, epoch, "keywords") < self.config.keyword_dropout:
             keywords = ()
         return self.report_example(study_id, epoch, image_codes, keywords, report)

@@ -181,6 +181,7 @@ class VQLossConfig:
     structure_weight: float = option(0.0, "weight of 1 - SSIM")
     perceptual_weight: float = option(1.0, "weight of the perceptual term")
     clinical_weight: float = option(0.0, "weight of the X-ray classifier's pooled features; 100 is in use elsewhere")
+    clinical_start: int = option(0, "step at which that term joins: before there is a picture it only disturbs")
     codebook_weight: float = option(1.0, "weight of codebook and commitment terms")
     adversarial_weight: float = option(0.8, "factor on the adaptive adversarial weight (0: no discriminator)")
     adversarial_start: int = option(10_000, "step at which the discriminator joins")
@@ -219,7 +220,7 @@ class InstructionConfig:
         "probabilities from which a keyword is told as it is, as 'possible'; empty: the most similar ones (paper)",
     )
     keyword_dropout: float = option(0.0, "share of training prompts without keywords, so that the image must be read")
-    hints_first: int = option(0, "first epochs in which reports are learnt from keywords alone, without the image")
+    hints_first: int = option(0, "first epochs in which reports are learnt from keywords alone, and nothing else")
     prompt_dropout: float = option(0.0, "share of drawn training images without any prompt (needed for guidance)")
     keypatches: int = option(5, "most keypatches in a prompt, best first (0: none, Table 3's ablation)")
     keypatch_tokens: int = option(64, "most reference image tokens in a prompt, best first")

@@ -128,15 +128,27 @@ STAGES = {spec.name: spec for spec in _TABLE}
 """Every stage by name, in the order of the pipeline."""
 
 
-REMOVED: dict[str, Any] = {
+NEUTRAL: dict[str, Any] = {
     "tokens.kernel": "auto",
     "vqgan.train.box_lr": 1.0,
     "vqgan.train.released_lamb": False,
     "llm.train.box_lr": 1.0,
     "llm.train.released_lamb": False,
     "llm.train.crop": 0.8,
+    "llm.train.report_weight": 1.0,
+    "llm.image_positions": False,
+    "llm.instructions.keyword_groups": "all",
+    "llm.instructions.keyword_places": False,
+    "llm.instructions.keyword_confidence": [],
+    "llm.instructions.keyword_dropout": 0.0,
+    "llm.instructions.hints_first": 0,
+    "llm.instructions.prompt_dropout": 0.0,
+    "generate.image_guidance": 1.0,
+    "generate.no_repeat": 0,
+    "vqgan.loss.clinical_start": 0,
+    "evaluate.judge": "",
 }
-"""Settings that an earlier version had, at the values at which they change nothing: its stages still stand."""
+"""Settings that an earlier version alone had, or lacked, at the values that change nothing: its stages stand."""
 
 
 @dataclass(frozen=True)
@@ -154,21 +166,23 @@ class Manifest:
     version: str = __version__
 
     def is_of(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
-        """Whether the stage was made from these inputs, by this version or by one that had further settings."""
+        """Whether the stage was made from these inputs, by this version or by one that had other settings."""
         if self.fingerprint == fingerprint(config, parents):
             return True
-        return self._settings() == dict(flatten(config)) and self.parents == dict(parents)
+        return _telling(self.config) == _telling(config) and self.parents == dict(parents)
 
     def changes(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
         """What differs between the inputs it was made from and these, the first few of it."""
         changed = [f"parent {name}" for name in parents if parents[name] != self.parents.get(name)]
-        before, after = self._settings(), dict(flatten(config))
+        before, after = _telling(self.config), _telling(config)
         names = sorted(set(before) | set(after))
         changed += [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
         return "; ".join(changed[:4]) or "fingerprint differs"
 
-    def _settings(self) -> dict[str, Any]:
-        return {name: value for name, value in flatten(self.config) if (name, value) not in REMOVED.items()}
+
+def _telling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, without the neutral ones."""
+    return {name: value for name, value in flatten(config) if (name, value) not in NEUTRAL.items()}
 
 
 def fingerprint(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:

@@ -75,6 +75,7 @@ class LLMTrain(TrainConfig):
     warmup: float = option(0.03, "share of the steps with rising learning rate; cosine decay follows")
     clip: float = option(1.0, "largest gradient norm")
     max_minutes: float = option(0.0, "stop after so many minutes, at the end of a step (0: no limit)")
+    report_weight: float = option(1.0, "how often a token of a report counts in the loss, for one of an image")
     muon_lr: float = option(0.0, "peak learning rate of the layers' matrices under Muon (0: AdamW for all weights)")
 
 

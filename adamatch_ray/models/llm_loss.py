@@ -50,11 +50,12 @@ def packed_attention_mask(segment_ids: Tensor) -> Tensor:
     return same & causal
 
 
-def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
+def response_loss(model: PreTrainedModel, batch: PackedBatch, report_weight: float = 1.0) -> ResponseLoss:
     """Cross-entropy on response tokens (eqs. 10-11) for any causal language model of transformers.
 
     Logits of at most an eighth of the positions exist at a time; the backward pass makes them again. ValueError if no
-    token of the batch is a response, or if the model bends its logits after the head.
+    token of the batch is a response, or if the model bends its logits after the head. A token of a report counts
+    `report_weight` times in the total: an image has several times as many tokens and would drown it.
     """
     head = _plain_head(model)
     hidden_RTH = model.base_model(
@@ -69,7 +70,8 @@ def response_loss(model: PreTrainedModel, batch: PackedBatch) -> ResponseLoss:
     if target.numel() == 0:
         raise ValueError("no token of this batch is a response token: check the labels of its examples")
     chunks = zip(hidden.tensor_split(_CHUNKS), target.tensor_split(_CHUNKS), strict=True)
-    parts = [_chunk_loss(head, h, t) for h, t in chunks]
+    text = int(model.config.vocab_size) - int(getattr(model.config, "image_codes", 0))
+    parts = [_chunk_loss(head, h, t, report_weight, text) for h, t in chunks]
     total = torch.stack(parts).sum()
     return ResponseLoss(mean=total / target.numel(), total=total, tokens=target.numel())
 
@@ -80,18 +82,23 @@ class ResponseLossModel(nn.Module):
     Tensors in, one tensor out: wrappers look into tuples and lists, and would take named ones apart.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, report_weight: float = 1.0) -> None:
+        """`report_weight` counts in training alone: scores are means over tokens."""
         super().__init__()
-        self.model = model
+        self.model, self.report_weight = model, report_weight
 
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segment_ids: Tensor) -> Tensor:
         """The summed loss of a `PackedBatch`'s parts; see `response_loss`."""
-        return response_loss(self.model, PackedBatch(input_ids, labels, position_ids, segment_ids)).total
+        batch = PackedBatch(input_ids, labels, position_ids, segment_ids)
+        return response_loss(self.model, batch, self.report_weight if self.training else 1.0).total
 
 
-def _chunk_loss(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
+def _chunk_loss(head: nn.Module, hidden: Tensor, target: Tensor, report_weight: float, text: int) -> Tensor:
     def summed(h: Tensor, t: Tensor) -> Tensor:
-        return F.cross_entropy(head(h).float(), t, reduction="sum")
+        if report_weight == 1:
+            return F.cross_entropy(head(h).float(), t, reduction="sum")
+        losses = F.cross_entropy(head(h).float(), t, reduction="none")
+        return (losses * torch.where(t < text, report_weight, 1.0)).sum()
 
     if torch.is_grad_enabled():
         loss = checkpoint(summed, hidden, target, use_reentrant=False)

@@ -183,7 +183,7 @@ class Tuner:
             lora = stage.lora
             add_adapters(self.model, lora.rank, lora.alpha, lora.dropout, layout.image_start)
         self.engine: Any = deepspeed.initialize(
-            model=ResponseLossModel(self.model),
+            model=ResponseLossModel(self.model, stage.train.report_weight),
             model_parameters=_parameter_groups(self.model, stage.train.weight_decay),
             config=deepspeed_config(stage, worker.world, worker.device.type, universal),
         )[0]

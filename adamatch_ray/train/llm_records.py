@@ -65,7 +65,7 @@ class RecordReader(loading.WindowReader):
         studies = pa.concat_tables([self._studies(path) for path in window.paths]).to_pylist()
         epoch = window.seed[1]
         numbers = window.order(len(DIRECTIONS) * len(studies))
-        return _to_table([self._lesson(studies[n // 2], DIRECTIONS[n % 2], epoch) for n in numbers])
+        return _to_table([self._lesson(studies[n // 2], n % 2, epoch) for n in numbers])
 
     def records(self, path: str, rank: int, world: int) -> list[Example | Overlength]:
         """This worker's share of a shard's records, in stored order and the first epoch's wording."""
@@ -91,9 +91,12 @@ class RecordReader(loading.WindowReader):
                 joined = joined.append_column(column, part[column])
         return joined
 
-    def _lesson(self, study: dict[str, Any], direction: str, epoch: int) -> Example | Overlength:
+    def _lesson(self, study: dict[str, Any], half: int, epoch: int) -> Example | Overlength:
+        """One of the two records of a study in an epoch: both are reports from hints in the first ones."""
         name, report, codes = study["study_id"], study["report"], study["tokens"]
-        if direction == CXR_TO_REPORT:
+        if epoch < self.builder.config.hints_first:
+            return self.builder.report_example(name, 2 * epoch + half, None, self._keywords(study), report)
+        if DIRECTIONS[half] == CXR_TO_REPORT:
             return self.builder.report_lesson(name, epoch, codes, self._keywords(study), report)
         return self.builder.image_lesson(name, epoch, report, self._keypatches(study), codes)
 
