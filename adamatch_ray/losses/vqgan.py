@@ -93,7 +93,7 @@ def generator_losses(
     reconstruction = F.l1_loss(output.reconstruction, image)
     unlike = 1.0 - structural_similarity(image, output.reconstruction).mean() if config.structure_weight else zero
     perceived = perceptual(image, output.reconstruction) if perceptual else zero
-    clinically = clinical(image, output.reconstruction) if clinical else zero
+    clinically = clinical(image, output.reconstruction) if clinical and step >= config.clinical_start else zero
     fidelity = reconstruction + config.structure_weight * unlike
     fidelity = fidelity + config.perceptual_weight * perceived + config.clinical_weight * clinically
     adversarial, weight = zero, zero

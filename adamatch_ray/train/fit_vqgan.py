@@ -140,7 +140,7 @@ class VQGANFitter:
             losses = generator_losses(
                 image,
                 output,
-                step=0,
+                step=self.stage.loss.clinical_start,
                 config=weights,
                 last_layer=self.model.decoder.conv_out.weight,
                 perceptual=self.perceptual,
