@@ -107,8 +107,28 @@ class Keypatch(BaseModel):
     crop: str | None = Field(default=None, description="the region itself, base64 PNG")
 
 
+class Region(BaseModel):
+    """Where something is seen, as one shape."""
+
+    point: tuple[float, float] = Field(description="x, y of its strongest place, pixels")
+    box: Box
+    outline: list[list[tuple[float, float]]] = Field(description="closed polygons around it, x, y in pixels")
+
+
+class Phrase(BaseModel):
+    """A mention of a finding in a report, and whether and where the image shows it."""
+
+    finding: str = Field(description="the lexicon's term")
+    text: str
+    words: list[int] = Field(description="indices into the words of the match")
+    denied: bool = Field(description="the report says that it is absent: it has no region")
+    groundable: bool = Field(description="false where the image does not seem to show it")
+    confidence: float = Field(description="0 to 1, of the image showing it")
+    region: int = Field(description="index into the regions of the match, -1: none")
+
+
 class Word(BaseModel):
-    """A word of a report and the adaptive region that matches it best."""
+    """A word of a report, where it is seen, and the adaptive patch that matches it best."""
 
     text: str
     start: int = Field(description="offset of its first character in the report, -1 where the report was cut before")
@@ -116,6 +136,7 @@ class Word(BaseModel):
     patch: int = Field(description="index into the boxes of the match")
     score: float
     box: Box
+    region: int = Field(default=-1, description="index into the regions of the match; -1: the report denies it")
 
 
 class MatchResponse(BaseModel):
@@ -124,6 +145,8 @@ class MatchResponse(BaseModel):
     report: str
     image: ImageSize
     words: list[Word]
+    phrases: list[Phrase] = Field(default=[], description="mentions of findings, in reading order")
+    regions: list[Region] = Field(default=[], description="of words and phrases; words of a phrase share one")
     boxes: list[Box] = Field(description="one adaptive region for each patch")
     fixed_boxes: list[Box] = Field(description="the grid cell each region started from")
     similarity: list[list[float]] = Field(description="[words][patches], cosine")

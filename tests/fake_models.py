@@ -11,7 +11,18 @@ from adamatch_ray.geometry import CanvasImage
 from serve.app import make_app
 from serve.composition import Composition
 from serve.measures import Measures
-from serve.protocol import Hit, ImageSize, Keypatch, Keyword, MatchResponse, Model, ModelsResponse, Word
+from serve.protocol import (
+    Hit,
+    ImageSize,
+    Keypatch,
+    Keyword,
+    MatchResponse,
+    Model,
+    ModelsResponse,
+    Phrase,
+    Region,
+    Word,
+)
 from serve.settings import Settings
 
 CANVAS, TOKENS = 64, 16
@@ -93,10 +104,24 @@ class FakeModels:
             start = report.index(text, cursor)
             cursor = start + len(text)
             patch, score = number % 16, 0.9 if "effusion" in text else 0.2 + 0.01 * number
-            words.append(Word(text=text, start=start, end=cursor, patch=patch, score=score, box=boxes[patch]))
+            words.append(
+                Word(text=text, start=start, end=cursor, patch=patch, score=score, box=boxes[patch], region=patch)
+            )
             similarity.append([score if p == patch else score / 2 for p in range(16)])
         size = ImageSize(width=w, height=h)
-        return MatchResponse(report=report, image=size, words=words, boxes=boxes, fixed_boxes=fixed,
+        regions = [
+            Region(point=((x0 + x1) / 2, (y0 + y1) / 2), box=(x0, y0, x1, y1),
+                   outline=[[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]])
+            for x0, y0, x1, y1 in boxes
+        ]  # fmt: skip
+        said = [n for n, word in enumerate(words) if word.text in ("pleural", "effusion.", "normal")]
+        phrases = [
+            Phrase(finding=words[n].text, text=words[n].text, words=[n], denied=words[n].text == "normal",
+                   groundable=True, confidence=0.9, region=words[n].region)
+            for n in said
+        ]  # fmt: skip
+        return MatchResponse(report=report, image=size, words=words, phrases=phrases, regions=regions,
+                             boxes=boxes, fixed_boxes=fixed,
                              similarity=similarity, text_to_image=0.5, image_to_text=0.4)  # fmt: skip
 
     def _retrieve(self, query: object, count: int) -> tuple[list[Hit], int]:

@@ -121,6 +121,13 @@ def test_words_point_at_regions_of_the_upload(client: TestClient) -> None:
     assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
     for word, row in zip(match["words"], match["similarity"], strict=True):
         assert word["patch"] == int(np.argmax(row)) and word["box"] == match["boxes"][word["patch"]]
+    assert match["phrases"]
+    for phrase in match["phrases"]:
+        assert phrase["denied"] == (phrase["region"] < 0)
+        assert all(match["words"][n]["region"] == phrase["region"] for n in phrase["words"])
+    for region in match["regions"]:
+        points = np.array([point for ring in region["outline"] for point in ring])
+        assert (points >= -1).all() and (points <= [width + 1, height + 1]).all()
 
 
 def test_retrieval_ranks_as_the_scores_do(client: TestClient, engine: CycleEngine, cycle_root: Path) -> None:

@@ -107,7 +107,8 @@ def test_at_first_sight_a_word_points_at_its_region(open_page: Any) -> None:
     ready(page)
     assert page.inner_text("#words") == REPORT
     assert page.inner_text(".word.lit").startswith("effusion")
-    assert page.locator("rect.mark").count() >= 1 and page.locator("rect.cell").count() == 1
+    assert page.locator("path.mark").count() == 1, "one shape"
+    assert page.locator("rect.patch").count() == page.locator("rect.cell").count() == 1
     assert page.locator("#leader.on").count() == 1
     assert "Research use only" in page.inner_text(".notice")
     shot(page, "desktop")
@@ -119,13 +120,21 @@ def test_pointing_at_a_word_lights_its_region_and_back(open_page: Any) -> None:
     word = page.locator(".word", has_text="heart")
     word.hover()
     assert "heart" in page.inner_text("#caption") and page.inner_text(".word.lit") == "heart"
-    box = page.locator("rect.mark").last.bounding_box()
+    box = page.locator("path.mark").bounding_box()
     region = page.locator("rect.region").nth(0)
     region.hover(force=True)
     assert "This region matches" in page.inner_text("#caption")
     assert page.locator(".word.lit").count() >= 1 and box is not None
     page.locator(".chip", has_text="pleural effusion").first.hover()
     assert "Keyword" in page.inner_text("#caption")
+
+
+def test_a_denied_word_says_so_and_lights_nothing(open_page: Any) -> None:
+    page = open_page()
+    ready(page)
+    page.locator(".word", has_text="normal").hover()
+    assert "absent" in page.inner_text("#caption") and page.inner_text(".word.lit") == "normal"
+    assert page.locator(".marks *").count() == 0 and page.locator("#leader.on").count() == 0
 
 
 def test_an_upload_is_read_and_drawn_back(open_page: Any, models: FakeModels) -> None:

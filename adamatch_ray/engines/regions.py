@@ -56,7 +56,10 @@ class Region(NamedTuple):
 
         rings = find_contours(np.pad(self.mask, 1).astype(np.float32), 0.5)
         return [
-            [((x - 0.5) * width / MASK, (y - 0.5) * height / MASK) for y, x in approximate_polygon(ring, 0.4).tolist()]
+            [
+                (round((x - 0.5) * width / MASK, 1), round((y - 0.5) * height / MASK, 1))
+                for y, x in approximate_polygon(ring, 0.4).tolist()
+            ]
             for ring in rings
         ]
 

@@ -78,7 +78,7 @@ def view_studies(
             study_id=study["study_id"],
             phantom=study["source"] == "phantom",
             image=image,
-            report=_segments(study["report"], match),
+            report=_segments(study["report"], match, image),
             keywords=[_of_keyword(keyword, match) for keyword in keywords],
             references=[Reference(patch, codebook.table["crop"][patch.entry].as_py()) for patch in keypatches],
             truth=[(b["name"], (b["x0"], b["y0"], b["x1"], b["y1"])) for b in study["boxes"] or ()],
@@ -122,7 +122,7 @@ def picture(image: CanvasImage) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(inner))
 
 
-def _segments(report: str, match: Match) -> list[Segment]:
+def _segments(report: str, match: Match, image: CanvasImage) -> list[Segment]:
     """The whole report, cut at its words; the words of a match stand in it in their order."""
     segments: list[Segment] = []
     end = 0
@@ -131,8 +131,13 @@ def _segments(report: str, match: Match) -> list[Segment]:
         if start < 0 or not any(character.isalpha() for character in word):
             continue
         patch = int(match.similarity_NP[n].argmax())
+        region = match.regions[n]
         mark = Mark(
-            word, float(match.similarity_NP[n, patch]), _box(match.boxes_P4[patch]), _box(match.fixed_boxes_P4[patch])
+            word,
+            float(match.similarity_NP[n, patch]),
+            _box(match.boxes_P4[patch]),
+            _box(match.fixed_boxes_P4[patch]),
+            region.outline(image.height, image.width) if region else (),
         )
         segments += [Segment(report[end:start], None), Segment(word, mark)]
         end = start + len(word)

@@ -9,24 +9,24 @@ export const words = new Words($("words"), showWord);
 export const shown = { mode: "read", blob: null, url: "", report: "", match: null, seed: 0, truth: [], rest: null };
 let lit = { word: null, box: null };
 
-const MOST = 4; // regions lit for one word, the weaker ones fainter
-const NEAR = 0.75; // share of the best similarity that still counts
-
+// A word lights its region, one shape; the adaptive patch that matches it best, and its cell, stay visible beside it.
 function showWord(index) {
   if (index === null) return rest();
   const { match: found } = shown;
-  const row = found.similarity[index];
-  const best = found.words[index];
-  const order = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, MOST);
-  const near = order.filter((patch) => row[patch] >= NEAR * row[best.patch]);
-  const marks = near.map((patch) => ({ box: found.boxes[patch], kind: "mark", strength: strength(row, patch) }));
-  focus([...marks, { box: found.fixed_boxes[best.patch], kind: "cell" }], [index]);
-  say(`“${best.text}” matches this region, similarity ${best.score.toFixed(2)}`);
-}
-
-function strength(row, patch) {
-  const [low, high] = [Math.min(...row), Math.max(...row)];
-  return high > low ? ((row[patch] - low) / (high - low)) ** 2 : 1;
+  const word = found.words[index];
+  const phrase = found.phrases.find((one) => one.words.includes(index));
+  const indices = phrase?.words ?? [index];
+  const text = phrase?.text ?? word.text;
+  if (phrase?.denied) {
+    focus([], indices);
+    return say(`The report says that “${text}” is absent: it has no region`);
+  }
+  const seen = !phrase || phrase.groundable;
+  const marks = word.region < 0 ? [] : [{ outline: found.regions[word.region].outline, kind: seen ? "mark" : "doubt" }];
+  const patch = { box: word.box, kind: "patch" };
+  focus([...marks, patch, { box: found.fixed_boxes[word.patch], kind: "cell" }], indices);
+  say(seen ? `“${text}” is seen here, similarity of the best patch ${word.score.toFixed(2)}`
+    : `The image does not seem to show “${text}”; this is the likest place`);
 }
 
 function showRegion(patch) {

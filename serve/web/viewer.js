@@ -13,6 +13,15 @@ function rectangle(box, kind) {
   return element;
 }
 
+// Closed polygons as one shape.
+function shape(outline, kind) {
+  const element = document.createElementNS(SVG, "path");
+  element.setAttribute("d", outline.map((ring) => `M${ring.map(([x, y]) => `${x} ${y}`).join("L")}Z`).join(""));
+  element.setAttribute("fill-rule", "evenodd");
+  element.setAttribute("class", kind);
+  return element;
+}
+
 const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
 
 export class Viewer {
@@ -93,11 +102,11 @@ export class Viewer {
     this.layers.regions.onkeydown = (event) => move(event, elements);
   }
 
-  // marks: [{ box, kind, strength }], strength from 0 to 1; the first is the one the leader line points at.
+  // marks: [{ box or outline, kind, strength }], strength from 0 to 1; the leader line points at the first.
   mark(marks) {
     if (!this.layers) return null;
-    const elements = marks.map(({ box, kind, strength = 1 }) => {
-      const element = rectangle(box, kind);
+    const elements = marks.map(({ box, outline, kind, strength = 1 }) => {
+      const element = outline ? shape(outline, kind) : rectangle(box, kind);
       element.style.setProperty("--strength", strength.toFixed(2));
       return element;
     });
