@@ -162,6 +162,18 @@ _LIKENESS = pa.struct(
     ]
 )
 
+_PHRASE = pa.struct(
+    [
+        ("finding", pa.string()),
+        ("text", pa.string()),
+        ("denied", pa.bool_()),
+        ("groundable", pa.bool_()),
+        ("confidence", pa.float32()),
+        *((corner, pa.float32()) for corner in ("x", "y", "x0", "y0", "x1", "y1")),
+        ("outline", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
 GENERATION = pa.schema(
     [
         ("study_id", pa.string()),
@@ -169,6 +181,7 @@ GENERATION = pa.schema(
         ("direction", pa.string()),
         ("keywords", pa.list_(_FOUND)),
         ("keypatches", pa.list_(_LIKENESS)),
+        ("phrases", pa.list_(_PHRASE)),
         ("report", pa.string()),
         ("image_tokens", pa.list_(pa.uint16())),
         ("image", pa.binary()),
@@ -183,6 +196,9 @@ GENERATION = pa.schema(
 
 cxr_to_report: `report` from the study's X-ray and `keywords`; with cycle, `cycle_image` from that report.
 report_to_cxr: `image` from the study's report and `keypatches`; with cycle, `cycle_report` from that image.
+`phrases`: the findings that the first half's report names, and where its X-ray shows them (written report on given
+X-ray, or given report on drawn X-ray): point, box and outline (x and y in turn, a list a polygon) in pixels of that
+X-ray, null where the report denies the finding.
 With cycle, the hints of the second half are there too. `status` is "ok", "truncated: …" or "error: …"; a failed row
 keeps its place with what it has, the rest null. Keyword boxes are in pixels of the X-ray they were found in (the
 study's original, or the drawn one), keypatch boxes in pixels of their own source image.

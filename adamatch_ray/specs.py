@@ -110,8 +110,9 @@ _TABLE = (
     StageSpec(
         "generations",
         "generate",
-        ("studies", "adamatch", "codebooks", "vqgan", "tokens", "llm"),
+        ("studies", "adamatch", "place", "codebooks", "vqgan", "tokens", "llm"),
         ("generate",),
+        unused=lambda config: ("place",) if config.place.head == "none" else (),
         beside=_generated_from,
     ),
     StageSpec(

@@ -111,6 +111,11 @@ def test_shards_hold_the_rows_that_the_engine_gives(root: Path, engine: CycleEng
         tokens = np.array([row["image_tokens"]])
         assert np.array_equal(decode_png(row["image"]), engine.tokenizer.decode(tokens)[0])
         assert row["cycle_report"] is not None and {k["entry"] for k in row["keypatches"]} <= set(range(12))
+        assert row["phrases"], "every phantom's report names or denies a finding"
+        for phrase in row["phrases"]:
+            assert phrase["denied"] == (phrase["x0"] is None) == (phrase["outline"] is None)
+            if not phrase["denied"]:
+                assert 0 <= phrase["x0"] <= phrase["x"] <= phrase["x1"] <= 64 and phrase["outline"]
     assert len({row["report"] for row in tables["cxr_to_report"].to_pylist()}) > 4
     counted = {kind for m in made for kind in m.counts}
     assert counted <= {"ok", "truncated"}
@@ -170,6 +175,9 @@ class Scripted:
     def image_cycle(self, images: list[Any], seeds: list[int]) -> list[Any]:
         return self.answers
 
+    def phrases(self, pairs: list[Any]) -> list[list[Any]]:
+        return [[] for _ in pairs]
+
 
 def test_status_is_the_gravest_and_says_where() -> None:
     engine: Any = Scripted(
@@ -192,6 +200,7 @@ def test_status_is_the_gravest_and_says_where() -> None:
     ]
     assert [row["study_id"] for row in rows] == ["0", "bad", "1", "2", "3", "4"]
     assert [row["report"] for row in rows] == ["r", None, "r", "r", "r", None]
+    assert [row["phrases"] for row in rows] == [[], None, [], [], [], None]
 
 
 def write_table(folder: Path, kind: str) -> Path:

@@ -18,6 +18,7 @@ from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
 from adamatch_ray.engines.loader import load_generation, load_instructions, load_vqgan
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
+from adamatch_ray.engines.placing import Phrase
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.instructions import spell_keywords
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig
@@ -119,6 +120,15 @@ class CycleEngine:
             ImageAnswer(next(decoded) if status == "ok" else None, tokens, found, status)
             for (tokens, status), found in zip(results, keypatches, strict=True)
         ]
+
+    def phrases(self, pairs: Sequence[tuple[CanvasImage, str]]) -> list[list[Phrase]]:
+        """The findings that each report names, and where its X-ray shows them."""
+
+        def find(group: Sequence[tuple[CanvasImage, str]]) -> list[list[Phrase]]:
+            matches = self.matching.match([image for image, _ in group], [report for _, report in group])
+            return [list(match.phrases) for match in matches]
+
+        return _by_group(pairs, find)
 
     def image_cycle(
         self, images: Sequence[CanvasImage], seeds: Sequence[int]

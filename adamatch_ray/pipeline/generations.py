@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adamatch_ray.data.images import encode_png
-from adamatch_ray.engines.cycle import CycleEngine, ImageAnswer, ReportAnswer, row_seed
+from adamatch_ray.engines.cycle import CycleEngine, ImageAnswer, ReportAnswer, as_canvas, row_seed
 from adamatch_ray.engines.generation import OK
 from adamatch_ray.engines.matching import Keypatch, Keyword
+from adamatch_ray.engines.placing import Phrase
+from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.instructions import CXR_TO_REPORT
 from adamatch_ray.model_config import GenerationSettings
 from adamatch_ray.pipeline.generation_inputs import Item, Slice, read_items
@@ -115,12 +117,39 @@ def generate_rows(engine: CycleEngine, direction: str, items: Sequence[Item], se
     else:
         answers = engine.report_cycle(given, own_seeds) if cycle else [(a,) for a in engine.images(given, own_seeds)]
     made: dict[int, Answers] = dict(zip(good, answers, strict=True))
+    seen = dict(zip(made, _phrases(engine, given, answers), strict=True))
     rows = []
     for index, item in enumerate(items):
         row: Row = dict.fromkeys(GENERATION.names)
         row |= {"study_id": item.study_id, "dicom_id": item.dicom_id, "direction": direction, "seed": seeds[index]}
-        rows.append(row | (_columns(made[index]) if index in made else {"status": f"error: {item.problem}"}))
+        answered = {**_columns(made[index]), "phrases": seen[index]} if index in made else None
+        rows.append(row | (answered or {"status": f"error: {item.problem}"}))
     return rows
+
+
+def _phrases(engine: CycleEngine, given: Sequence[Any], answers: Sequence[Answers]) -> list[list[Row] | None]:
+    """What the report of each first half names and where its X-ray shows it; None where either is missing."""
+    pairs: dict[int, tuple[CanvasImage, str]] = {}
+    for n, (one, (first, *_)) in enumerate(zip(given, answers, strict=True)):
+        if isinstance(first, ReportAnswer) and not first.status.startswith("error"):
+            pairs[n] = one, first.report
+        elif isinstance(first, ImageAnswer) and first.image is not None:
+            pairs[n] = as_canvas(first.image), one
+    rows = {
+        n: [_phrase(phrase, image) for phrase in phrases]
+        for (n, (image, _)), phrases in zip(pairs.items(), engine.phrases(list(pairs.values())), strict=True)
+    }
+    return [rows.get(n) for n in range(len(answers))]
+
+
+def _phrase(phrase: Phrase, image: CanvasImage) -> Row:
+    row: Row = {name: getattr(phrase, name) for name in ("finding", "text", "denied", "groundable", "confidence")}
+    if phrase.region is not None:
+        names = ("x", "y", "x0", "y0", "x1", "y1")
+        row |= dict(zip(names, (*phrase.region.point, *phrase.region.box), strict=True))
+        rings = phrase.region.outline(image.height, image.width)
+        row["outline"] = [[value for point in ring for value in point] for ring in rings]
+    return row
 
 
 def _columns(answers: Answers) -> Row:
