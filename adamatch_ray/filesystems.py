@@ -42,7 +42,7 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     if "://" in uri:
         filesystem, path = url_to_fs(uri)
         return filesystem, str(path)
-    return WholeFiles(), str(Path(uri).resolve())
+    return WholeFiles(), str(Path(uri).expanduser().resolve())
 
 
 def s3_filesystem() -> "S3FileSystem":

@@ -7,8 +7,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
 
+import fsspec
 import pyarrow as pa
 import pytest
 
@@ -175,19 +175,16 @@ def test_mimic_reports_may_lie_elsewhere_with_or_without_files(mimic: Path, tmp_
 
 
 def test_mimic_can_be_read_through_any_file_system(mimic: Path) -> None:
-    def local(path: str) -> Path:
-        return mimic / path.removeprefix("s3://bucket/mimic/")
-
-    rows = list_mimic_cxr(
-        "s3://bucket/mimic/",
-        open_file=lambda path: cast(BinaryIO, local(path).open("rb")),
-        exists=lambda path: local(path).exists(),
-    )
-    assert next(rows)["image_path"] == "s3://bucket/mimic/files/p10/p10000032/s50414267/aa-1.jpg"
+    memory = fsspec.filesystem("memory")
+    memory.put(str(mimic), "/mimic", recursive=True)
+    try:
+        row = next(list_mimic_cxr("memory://mimic/"))
+    finally:
+        memory.rm("/mimic", recursive=True)
+    assert row["image_path"] == "memory://mimic/files/p10/p10000032/s50414267/aa-1.jpg"
 
 
 def test_urls_are_opened_through_fsspec() -> None:
-    fsspec = pytest.importorskip("fsspec")
     with fsspec.open("memory://listing/a/table.csv", "wb") as stream:
         stream.write(b"x,y\n1,2\n")
     assert sources.exists("memory://listing/a/table.csv") and not sources.exists("memory://listing/a/none.csv")
@@ -336,18 +333,21 @@ def test_a_folder_without_openi_names_the_layouts(tmp_path: Path) -> None:
         list_openi(str(tmp_path), projections=str(tmp_path / "none.csv"))
 
 
-def test_image_folders_are_listed_once_and_files_never_looked_up(nlm: Path) -> None:
+def test_image_folders_are_listed_once_and_files_never_looked_up(nlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    list_names, look = sources.list_names, sources.exists
 
     def names(folder: str) -> list[str]:
         asked.append(folder)
-        return sources.list_names(folder)
+        return list_names(folder)
 
     def exists(path: str) -> bool:
         assert not path.endswith(".png")
-        return sources.exists(path)
+        return look(path)
 
-    assert len(list(list_openi(str(nlm), exists=exists, list_names=names))) == 7
+    monkeypatch.setattr(sources, "list_names", names)
+    monkeypatch.setattr(sources, "exists", exists)
+    assert len(list(list_openi(str(nlm)))) == 7
     assert sorted(asked) == sorted([f"{nlm}/NLMCXR_png", f"{nlm}/ecgen-radiology"])
 
 

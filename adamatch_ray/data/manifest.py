@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from adamatch_ray.data import reports, sources, tables, views
 from adamatch_ray.data.reports import Sections
-from adamatch_ray.data.sources import Exists, OpenFile, Row
+from adamatch_ray.data.sources import Row
 from adamatch_ray.schema import CHEXPERT_LABELS
 
 
@@ -54,13 +54,7 @@ _LOOKED_AT = 20
 """Images that are looked for to learn how the names in a table and those on the disk differ."""
 
 
-def list_manifest(
-    path: str,
-    columns: ManifestColumns,
-    images: str | None = None,
-    open_file: OpenFile = sources.open_file,
-    exists: Exists = sources.exists,
-) -> Iterator[Row]:
+def list_manifest(path: str, columns: ManifestColumns, images: str | None = None) -> Iterator[Row]:
     """Yield one row of `schema.SOURCE` per row of a table (`tables.read_table`).
 
     Image paths are relative to `images`, by default the table's own folder; leading folders that are not there, and
@@ -69,8 +63,8 @@ def list_manifest(
     Rows of another view, of an unknown split, or without image or text, have a reason. Raises ValueError for a column
     that is not there, naming those that are.
     """
-    table = _Table.of(path, columns, open_file)
-    place = _Places.learn(images if images else path.rpartition("/")[0] or ".", table, exists)
+    table = _Table.of(path, columns)
+    place = _Places.learn(images if images else path.rpartition("/")[0] or ".", table)
     people = _people(table) if "subject" in table.names else {}
     seen: set[str] = set()
     for number, cells in enumerate(table.rows(), start=1):
@@ -126,11 +120,10 @@ class _Table:
     path: str
     names: dict[str, tuple[str, ...]]
     labelled: bool
-    open_file: OpenFile
 
     @classmethod
-    def of(cls, path: str, columns: ManifestColumns, open_file: OpenFile) -> "_Table":
-        present = tables.columns_of(path, open_file)
+    def of(cls, path: str, columns: ManifestColumns) -> "_Table":
+        present = tables.columns_of(path)
         if columns == ManifestColumns() and columns.image not in present:
             fits = (known for known in KNOWN if not _lacking(_names(known, present), present))
             columns = next(fits, columns)
@@ -139,11 +132,11 @@ class _Table:
             raise ValueError("a manifest needs an image column and a text (or findings, or impression) column")
         if present and (missing := _lacking(names, present)):
             raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
-        return cls(path, names, set(CHEXPERT_LABELS) <= set(present), open_file)
+        return cls(path, names, set(CHEXPERT_LABELS) <= set(present))
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Cells by the names of `ManifestColumns`' fields and of the labels, those without a column left out."""
-        for row in tables.read_table(self.path, self.open_file):
+        for row in tables.read_table(self.path):
             cells = {key: "/".join(filter(None, (tables.text(row.get(part, "")) for part in parts)))
                      for key, parts in self.names.items()}  # fmt: skip
             yield cells | {name: tables.text(row.get(name, "")) for name in CHEXPERT_LABELS if self.labelled}
@@ -169,14 +162,14 @@ class _Places:
     ending: str = ""
 
     @classmethod
-    def learn(cls, folder: str, table: _Table, exists: Exists) -> "_Places":
+    def learn(cls, folder: str, table: _Table) -> "_Places":
         for name in (cells["image"] for cells in islice(table.rows(), _LOOKED_AT)):
             if not sources.locate(folder, name).startswith(folder):
                 continue  # no name, or one that says a place of its own
             for dropped in range(len(_parts(name))):
                 for ending in _ENDINGS:
                     place = cls(folder, dropped, ending)
-                    if exists(place.of(name)):
+                    if sources.exists(place.of(name)):
                         return place
         return cls(folder)
 

@@ -13,7 +13,7 @@ from itertools import islice
 from sys import intern
 
 from adamatch_ray.data import sources, tables, views
-from adamatch_ray.data.sources import Exists, Labels, OpenFile, Row
+from adamatch_ray.data.sources import Labels, Row
 from adamatch_ray.schema import CHEXPERT_LABELS
 
 _PREFIXES = ("mimic-cxr-2.1.0-", "mimic-cxr-2.0.0-")
@@ -26,19 +26,14 @@ _WHERE = "it comes with MIMIC-CXR-JPG 2.0.0 or later, https://physionet.org/cont
 _UNLISTED = "image is not in the metadata table"
 
 
-def list_mimic_cxr(
-    root: str,
-    reports_root: str | None = None,
-    open_file: OpenFile = sources.open_file,
-    exists: Exists = sources.exists,
-) -> Iterator[Row]:
+def list_mimic_cxr(root: str, reports_root: str | None = None) -> Iterator[Row]:
     """Yield one row of `schema.SOURCE` per image, in the order of the metadata table.
 
     `root` and `reports_root` (where the reports were unpacked, with or without its own `files/`) are local or URLs.
     The split is the official one. Labels are CheXpert's, NegBio's for a study that CheXpert's table does not have.
     Views other than PA and AP, and blank ones, have a reason. Raises ValueError naming a missing or unusable table.
     """
-    tables_of = {name: _find(root, name, exists) for name in ("split", "metadata", "chexpert", "negbio")}
+    tables_of = {name: _find(root, name) for name in ("split", "metadata", "chexpert", "negbio")}
     for name in ("split", "metadata"):
         if not tables_of[name]:
             raise ValueError(f"no {_PREFIX}{name}.csv or .csv.gz in {root}; {_WHERE}")
@@ -47,15 +42,15 @@ def list_mimic_cxr(
     labels: dict[str, Labels] = {}
     for name in ("negbio", "chexpert"):  # the later one wins
         if tables_of[name]:
-            labels.update(_labels(tables_of[name], open_file))
+            labels.update(_labels(tables_of[name]))
     splits = {
         row["dicom_id"]: (row["subject_id"], row["study_id"], intern(row["split"]))
-        for row in _table(tables_of["split"], ("dicom_id", "subject_id", "study_id", "split"), open_file)
+        for row in _table(tables_of["split"], ("dicom_id", "subject_id", "study_id", "split"))
     }
-    images, reports = (_files_of(folder, exists) for folder in (root, reports_root or root))
-    placed = _Places(images, _ending(images, splits, exists), reports, labels)
+    images, reports = (_files_of(folder) for folder in (root, reports_root or root))
+    placed = _Places(images, _ending(images, splits), reports, labels)
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    for row in _table(tables_of["metadata"], columns, open_file):
+    for row in _table(tables_of["metadata"], columns):
         _, _, split = splits.pop(row["dicom_id"], ("", "", ""))
         view = row["ViewPosition"]
         reason = views.view_problem(view, blank_is_frontal=False)
@@ -99,30 +94,30 @@ def _image_path(folder: str, subject: str, study: str, dicom_id: str, ending: st
     return sources.join(folder, f"p{subject[:2]}/p{subject}", f"s{study}", dicom_id + ending)
 
 
-def _ending(folder: str, images: dict[str, tuple[str, str, str]], exists: Exists) -> str:
+def _ending(folder: str, images: dict[str, tuple[str, str, str]]) -> str:
     """The ending of the image files: MIMIC-CXR has DICOM, MIMIC-CXR-JPG has JPEG; a folder may hold some of them."""
     for dicom_id, (subject, study, _) in islice(images.items(), _LOOKED_AT):
         for ending in _ENDINGS:
-            if exists(_image_path(folder, subject, study, dicom_id, ending)):
+            if sources.exists(_image_path(folder, subject, study, dicom_id, ending)):
                 return ending
     return _ENDINGS[0]
 
 
-def _find(root: str, name: str, exists: Exists) -> str:
+def _find(root: str, name: str) -> str:
     endings = (".csv", ".csv.gz")
     names = (sources.join(root, f"{prefix}{name}{ending}") for prefix in _PREFIXES for ending in endings)
-    return sources.first_that_exists(names, exists)
+    return sources.first_that_exists(names)
 
 
-def _files_of(root: str, exists: Exists) -> str:
+def _files_of(root: str) -> str:
     """The folder with p10 .. p19: `files/` of the given one, or itself where it has no `files/`."""
     inner = sources.join(root, "files")
-    return inner if exists(inner) else root
+    return inner if sources.exists(inner) else root
 
 
-def _table(path: str, columns: tuple[str, ...], open_file: OpenFile) -> Iterator[dict[str, str]]:
+def _table(path: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """Rows as text, their ids as digits alone."""
-    for number, row in enumerate(tables.read_table(path, open_file)):
+    for number, row in enumerate(tables.read_table(path)):
         if number == 0:
             tables.require(path, row, *columns)
         cells = {name: tables.text(row.get(name, "")) for name in columns}
@@ -130,8 +125,8 @@ def _table(path: str, columns: tuple[str, ...], open_file: OpenFile) -> Iterator
                for name, cell in cells.items()}  # fmt: skip
 
 
-def _labels(path: str, open_file: OpenFile) -> Iterator[tuple[str, Labels]]:
+def _labels(path: str) -> Iterator[tuple[str, Labels]]:
     shared: dict[Labels, Labels] = {}  # a quarter million studies have a few thousand different label sets
-    for row in _table(path, ("study_id", *CHEXPERT_LABELS), open_file):
+    for row in _table(path, ("study_id", *CHEXPERT_LABELS)):
         values = sources.label_values(row, f"{path}, study {row['study_id']}")
         yield row["study_id"], shared.setdefault(values, values)

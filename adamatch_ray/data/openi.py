@@ -10,11 +10,10 @@ size by subject: 79.05 % to train, 5 % of which is set aside as validate, the re
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from adamatch_ray.data import reports, sources, tables, views
-from adamatch_ray.data.sources import Exists, ListNames, OpenFile, Row
+from adamatch_ray.data.sources import Row
 
 _TRAIN = 2912 / (2912 + 772)
 FRACTIONS = (_TRAIN * 0.95, _TRAIN * 0.05, 1.0 - _TRAIN)
@@ -24,23 +23,7 @@ _XML, _PNG, _PROJECTIONS = "ecgen-radiology", "NLMCXR_png", "indiana_projections
 _MISSING, _NO_IMAGE, _NO_TEXT = "image file is missing", "no image in the report", "no findings or impression"
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The three ways in which files are reached."""
-
-    open: OpenFile
-    exists: Exists
-    names: ListNames
-
-
-def list_openi(
-    root: str,
-    projections: str | None = None,
-    seed: int = 0,
-    open_file: OpenFile = sources.open_file,
-    exists: Exists = sources.exists,
-    list_names: ListNames = sources.list_names,
-) -> Iterator[Row]:
+def list_openi(root: str, projections: str | None = None, seed: int = 0) -> Iterator[Row]:
     """Yield one row of `schema.SOURCE` per image, and one for a report that has none.
 
     Views come from `projections` (Kaggle's indiana_projections.csv), or from that file in `root` or its
@@ -48,17 +31,17 @@ def list_openi(
     findings and impression have a reason. Image folders are listed once; no file is looked up on its own.
     Raises ValueError where `root` has none of the layouts, or `projections` is not there.
     """
-    files = _Files(open_file, exists, list_names)
-    if projections and not exists(projections):
+    if projections and not sources.exists(projections):
         raise ValueError(f"no projections table at {projections}")
-    found = projections or next((path for path in _beside(root) if exists(path)), "")
-    views = _views(found, files) if found else {}
-    if exists(sources.join(root, _XML)):
-        return _nlm(root, views, seed, files)
-    if exists(sources.join(root, "annotation.json")):
-        return _r2gen(root, files)
-    if exists(sources.join(root, "indiana_reports.csv")):
-        return _kaggle(root, found, views, seed, files)
+    beside = (sources.join(root, _PROJECTIONS), sources.join(root, "kaggle_layout", _PROJECTIONS))
+    projections = projections or sources.first_that_exists(beside)
+    views = _views(projections) if projections else {}
+    if sources.exists(sources.join(root, _XML)):
+        return _nlm(root, views, seed)
+    if sources.exists(sources.join(root, "annotation.json")):
+        return _r2gen(root)
+    if sources.exists(sources.join(root, "indiana_reports.csv")):
+        return _kaggle(root, projections, views, seed)
     raise ValueError(f"{root} has neither {_XML}/ (NLM), annotation.json (R2Gen) nor indiana_reports.csv (Kaggle)")
 
 
@@ -69,24 +52,20 @@ def image_key(name: str) -> str:
     return re.sub(r"^(\d+)_\d+_(?=IM)", r"\1_", stem)
 
 
-def _beside(root: str) -> list[str]:
-    return [sources.join(root, _PROJECTIONS), sources.join(root, "kaggle_layout", _PROJECTIONS)]
-
-
-def _views(path: str, files: _Files) -> dict[str, str]:
+def _views(path: str) -> dict[str, str]:
     views = {}
-    for row in tables.read_table(path, files.open):
+    for row in tables.read_table(path):
         tables.require(path, row, "filename", "projection")
         views[image_key(tables.text(row["filename"]))] = tables.text(row["projection"])
     return views
 
 
-def _nlm(root: str, views: dict[str, str], seed: int, files: _Files) -> Iterator[Row]:
-    stored = set(files.names(sources.join(root, _PNG)))
-    for name in sorted(files.names(sources.join(root, _XML)), key=_by_number):
+def _nlm(root: str, views: dict[str, str], seed: int) -> Iterator[Row]:
+    stored = set(sources.list_names(sources.join(root, _PNG)))
+    for name in sorted(sources.list_names(sources.join(root, _XML)), key=_by_number):
         if not name.endswith(".xml"):
             continue
-        with files.open(sources.join(root, _XML, name)) as stream:
+        with sources.open_file(sources.join(root, _XML, name)) as stream:
             try:
                 report = ElementTree.parse(stream).getroot()
             except ElementTree.ParseError:
@@ -104,20 +83,20 @@ def _nlm(root: str, views: dict[str, str], seed: int, files: _Files) -> Iterator
             yield _image(row, image, views.get(image_key(image), ""), path, f"{image}.png" in stored)
 
 
-def _kaggle(root: str, projections: str, views: dict[str, str], seed: int, files: _Files) -> Iterator[Row]:
+def _kaggle(root: str, projections: str, views: dict[str, str], seed: int) -> Iterator[Row]:
     if not projections:
         raise ValueError(f"no {_PROJECTIONS} in {root}; it names the images of each report")
     images: dict[str, list[str]] = {}
-    for row in tables.read_table(projections, files.open):
+    for row in tables.read_table(projections):
         tables.require(projections, row, "uid", "filename")
         images.setdefault(tables.identifier(row["uid"]), []).append(tables.text(row["filename"]))
     folder = sources.join(root, "images")
-    stored = set(files.names(folder))
+    stored = set(sources.list_names(folder))
     if "images_normalized" in stored:
         folder = sources.join(folder, "images_normalized")
-        stored = set(files.names(folder))
+        stored = set(sources.list_names(folder))
     table = sources.join(root, "indiana_reports.csv")
-    for report in tables.read_table(table, files.open):
+    for report in tables.read_table(table):
         tables.require(table, report, "uid", "findings", "impression")
         number = tables.identifier(report["uid"])
         row = _study(f"CXR{number}", seed, tables.text(report["findings"]), tables.text(report["impression"]))
@@ -129,13 +108,13 @@ def _kaggle(root: str, projections: str, views: dict[str, str], seed: int, files
             yield _image(row, f"CXR{image_key(name)}", views[image_key(name)], path, name in stored)
 
 
-def _r2gen(root: str, files: _Files) -> Iterator[Row]:
+def _r2gen(root: str) -> Iterator[Row]:
     """Entries of annotation.json: the published one's, MIMIC-CXR's (with subject and study), or people's own."""
     path, folder = sources.join(root, "annotation.json"), sources.join(root, "images")
-    annotation = tables.read_json(path, files.open)
+    annotation = tables.read_json(path)
     if not isinstance(annotation, dict) or not all(isinstance(entries, list) for entries in annotation.values()):
         raise ValueError(f"{path}: an object with a list of studies for each split is needed")
-    studies = set(files.names(folder))
+    studies = set(sources.list_names(folder))
     for key, entries in annotation.items():
         # The test split's key is four spaces in the file that is passed around.
         split = sources.normalise_split(key) if key.strip() else "test"

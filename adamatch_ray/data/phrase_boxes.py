@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from adamatch_ray.data import sources, tables
-from adamatch_ray.data.sources import OpenFile
 from adamatch_ray.data.tables import Cells
 
 Box = tuple[float, float, float, float]
@@ -48,13 +47,13 @@ class _Row(NamedTuple):
     bbox: tuple[Any, Any, Any, Any]
 
 
-def read_phrase_boxes(path: str, open_file: OpenFile = sources.open_file) -> list[PhraseAnnotation]:
+def read_phrase_boxes(path: str) -> list[PhraseAnnotation]:
     """The annotations of a COCO-style .json, or of a table, in the file's order, boxes of a phrase together.
 
     Raises ValueError naming the file and the row: a column or a text is missing, a number is none, a box is empty or
     lies beside its image, or boxes of one image disagree about its size.
     """
-    rows = _json_rows(path, open_file) if path.endswith(".json") else _table_rows(path, open_file)
+    rows = _json_rows(path) if path.endswith(".json") else _table_rows(path)
     found: dict[tuple[str, str, str], PhraseAnnotation] = {}
     sizes: dict[str, tuple[float, float]] = {}
     for row in rows:
@@ -109,9 +108,9 @@ _LAYOUTS = (
 )
 
 
-def _table_rows(path: str, open_file: OpenFile) -> Iterator[_Row]:
+def _table_rows(path: str) -> Iterator[_Row]:
     layout: _Layout | None = None
-    for number, cells in enumerate(tables.read_table(path, open_file), start=2):
+    for number, cells in enumerate(tables.read_table(path), start=2):
         # The layout of which the fewest columns are missing, so that a message names what is.
         layout = layout or min(_LAYOUTS, key=lambda known: len(set(known.columns) - cells.keys()))
         tables.require(path, cells, *layout.columns)
@@ -121,8 +120,8 @@ def _table_rows(path: str, open_file: OpenFile) -> Iterator[_Row]:
             yield layout.row(f"{path}, line {number}", cells)
 
 
-def _json_rows(path: str, open_file: OpenFile) -> Iterator[_Row]:
-    said = tables.read_json(path, open_file)
+def _json_rows(path: str) -> Iterator[_Row]:
+    said = tables.read_json(path)
     parts = ("images", "annotations", "categories")
     if not isinstance(said, dict) or not all(_is_list_of_objects(said.get(name)) for name in parts):
         raise ValueError(f"{path}: a COCO-style object with the lists images, annotations and categories is needed")

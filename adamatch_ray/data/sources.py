@@ -2,8 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, cast
 
 from adamatch_ray.filesystems import open_filesystem
@@ -12,9 +11,6 @@ from adamatch_ray.schema import CHEXPERT_LABELS, SOURCE
 Row = dict[str, Any]
 Labels = tuple[float | None, ...]
 """One value for each of CHEXPERT_LABELS: 1 present, 0 absent, -1 uncertain, None not mentioned."""
-OpenFile = Callable[[str], BinaryIO]
-Exists = Callable[[str], bool]
-ListNames = Callable[[str], list[str]]
 
 UNKNOWN_SPLIT = "unknown split"
 _SPLIT_NAMES = {
@@ -71,29 +67,21 @@ def is_remote(path: str) -> bool:
 
 def open_file(path: str) -> BinaryIO:
     """Open a local path or a URL for reading bytes."""
-    if is_remote(path):
-        filesystem, inner = open_filesystem(path)
-        return cast(BinaryIO, filesystem.open(inner, "rb"))
-    return Path(path).expanduser().open("rb")
+    filesystem, inner = open_filesystem(path)
+    return cast(BinaryIO, filesystem.open(inner, "rb"))
 
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
-    if is_remote(path):
-        filesystem, inner = open_filesystem(path)
-        return bool(filesystem.exists(inner))
-    return Path(path).expanduser().exists()
+    filesystem, inner = open_filesystem(path)
+    return bool(filesystem.exists(inner))
 
 
 def list_names(folder: str) -> list[str]:
     """Names (not paths) in a folder, sorted; none where there is no such folder. One request, whatever the size."""
-    if is_remote(folder):
-        filesystem, inner = open_filesystem(folder)
-        if not filesystem.isdir(inner):
-            return []
-        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(inner, detail=False))
-    local = Path(folder).expanduser()
-    return sorted(path.name for path in local.iterdir()) if local.is_dir() else []
+    filesystem, inner = open_filesystem(folder)
+    paths = filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []
+    return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
 
 def locate(folder: str, name: str) -> str:
@@ -109,7 +97,7 @@ def image_stem(name: str) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def first_that_exists(choices: Iterable[str], exists: Exists) -> str:
+def first_that_exists(choices: Iterable[str]) -> str:
     """The first of some paths that is there, or an empty string."""
     return next((path for path in choices if exists(path)), "")
 

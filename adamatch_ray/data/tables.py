@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adamatch_ray.data import sources
-from adamatch_ray.data.sources import OpenFile
 from adamatch_ray.files import HEAD, no_data
 
 Cells = dict[str, Any]
@@ -33,13 +32,13 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _OTHERS = ((b"PK\x03\x04", "a zip archive or a spreadsheet"), (b"\xd0\xcf\x11\xe0", "a spreadsheet"))
 
 
-def read_table(path: str, open_file: OpenFile = sources.open_file) -> Iterator[Cells]:
+def read_table(path: str) -> Iterator[Cells]:
     """Rows of a table, streamed; a line that begins with a brace makes it JSON lines.
 
     The delimiter of a CSV is told by its header: comma, semicolon, tab or bar. Bytes that are no UTF-8 are read as
     Windows text. Raises ValueError for a file that is no table, is cut or damaged, or has a row that cannot be meant.
     """
-    with open_file(path) as raw:
+    with sources.open_file(path) as raw:
         head = raw.read(HEAD)
         raw.seek(0)
         if head.startswith(b"\x1f\x8b"):
@@ -68,9 +67,9 @@ def cells(row: Mapping[Any, Any]) -> Cells:
     return {" ".join(str(name).split()): _present(value) for name, value in row.items()}
 
 
-def columns_of(path: str, open_file: OpenFile = sources.open_file) -> list[str]:
+def columns_of(path: str) -> list[str]:
     """Names of a table's columns. Rows of a CSV have the same; JSON lines may leave some out, so many are read."""
-    return list(dict.fromkeys(key for row in islice(read_table(path, open_file), 1000) for key in row))
+    return list(dict.fromkeys(key for row in islice(read_table(path), 1000) for key in row))
 
 
 def require(path: str, row: Cells, *columns: str) -> None:
@@ -99,9 +98,9 @@ def decode(data: bytes) -> str:
     return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig", _AS_WINDOWS)
 
 
-def read_json(path: str, open_file: OpenFile = sources.open_file) -> Any:
+def read_json(path: str) -> Any:
     """What a JSON file holds. Raises ValueError naming the file and what is wrong with it."""
-    with open_file(path) as stream:
+    with sources.open_file(path) as stream:
         data = stream.read()
     if said := no_data(data[:HEAD]):
         raise ValueError(f"{path} is not JSON: {said}")
