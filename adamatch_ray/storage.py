@@ -123,19 +123,15 @@ class Stage:
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             self.files.put_file(str(file), f"{self.path}/{name}/{file.relative_to(folder).as_posix()}")
 
-    def download(self, name: str, folder: Path) -> Path:
-        """Copy a folder `name` of the stage into a local folder (or return it where it already is local)."""
-        if isinstance(self.files, WholeFiles):
-            return Path(self.path) / name
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(f"{self.path}/{name}", str(folder / name), source_filesystem=self.filesystem)
-        return folder / name
-
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """A folder of the stage as a local one, to be read within the block; what was fetched is removed after it."""
+        if isinstance(self.files, WholeFiles):
+            yield Path(self.path) / name
+            return
         with tempfile.TemporaryDirectory() as folder:
-            yield self.download(name, Path(folder))
+            pafs.copy_files(f"{self.path}/{name}", folder, source_filesystem=self.filesystem)
+            yield Path(folder)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every file of the stage that is not named: what an earlier run with other settings left behind."""

@@ -140,10 +140,9 @@ def test_an_uploaded_folder_replaces_the_one_before(stage: Stage, tmp_path: Path
         (folder / name).write_bytes(name.encode())
     stage.upload(first, "model")
     stage.upload(second, "model")
-    found = stage.download("model", tmp_path)
+    with stage.local("model") as found:
+        assert found == Path(stage.path) / "model", "what is on this disk is read in place"
     assert [p.relative_to(found).as_posix() for p in found.rglob("*") if p.is_file()] == ["text/new.bin"]
-    with stage.local("model") as folder:
-        assert folder == found, "what is on this disk is read in place"
     stage.upload_into(first, "model")
     assert (found / "old.bin").is_file() and (found / "text" / "new.bin").is_file()
     stage.delete("model")

@@ -6,8 +6,6 @@ epoch. A record that does not fit the context is an empty row, to be counted.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,8 +129,8 @@ def to_examples(batch: loading.Batch) -> list[Example]:
 
 def load_tokenizer(stages: Root) -> PreTrainedTokenizerBase:
     """The tokenizer that the driver laid down for all workers."""
-    with TemporaryDirectory() as folder:
-        return AutoTokenizer.from_pretrained(str(stages.stage("llm").download("tokenizer", Path(folder))))
+    with stages.stage("llm").local("tokenizer") as folder:
+        return AutoTokenizer.from_pretrained(str(folder))
 
 
 def chunks(records: Sequence[Any], size: int, count: int) -> Iterator[Sequence[Any]]:
