@@ -26,31 +26,30 @@ CHEXPERT_LABELS = (
 )
 """Order of the `labels` column. Values: 1 present, 0 absent, -1 uncertain, null not mentioned."""
 
-BOX = pa.struct(
-    [
-        ("name", pa.string()),
-        ("x0", pa.float32()),
-        ("y0", pa.float32()),
-        ("x1", pa.float32()),
-        ("y1", pa.float32()),
-    ]
-)
+Columns = list[tuple[str, pa.DataType]]
+
+
+def _columns(kind: pa.DataType, *names: str) -> Columns:
+    return [(name, kind) for name in names]
+
+
+_TEXT, _REAL, _WHOLE, _BYTES = pa.string(), pa.float32(), pa.int32(), pa.binary()
+_STUDY_KEY = _columns(_TEXT, "study_id", "dicom_id")
+_IMAGE_KEY = _columns(_TEXT, "study_id", "subject_id", "dicom_id")
+_CORNERS = _columns(_REAL, "x0", "y0", "x1", "y1")
+_SIZE = _columns(_WHOLE, "height", "width")
+_LABELS = ("labels", pa.list_(_REAL))
+_CODES = pa.list_(pa.uint16())
+
+BOX = pa.struct([("name", _TEXT), *_CORNERS])
 """A named region, corners in pixels of the original image (x to the right, y down)."""
 
 SOURCE = pa.schema(
     [
-        ("study_id", pa.string()),
-        ("subject_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("view_position", pa.string()),
-        ("split", pa.string()),
-        ("image_path", pa.string()),
-        ("report_path", pa.string()),
-        ("findings", pa.string()),
-        ("impression", pa.string()),
-        ("labels", pa.list_(pa.float32())),
-        ("source", pa.string()),
-        ("reason", pa.string()),
+        *_IMAGE_KEY,
+        *_columns(_TEXT, "view_position", "split", "image_path", "report_path", "findings", "impression"),
+        _LABELS,
+        *_columns(_TEXT, "source", "reason"),
     ]
 )
 """One image of one study as its data set lists it, before any image or report file is opened.
@@ -61,63 +60,33 @@ impression are given in place; `reason` is set where the listing alone shows tha
 
 STUDY = pa.schema(
     [
-        ("study_id", pa.string()),
-        ("subject_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("view_position", pa.string()),
-        ("split", pa.string()),
-        ("report", pa.string()),
-        ("findings", pa.string()),
-        ("impression", pa.string()),
-        ("labels", pa.list_(pa.float32())),
-        ("image", pa.binary()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
+        *_IMAGE_KEY,
+        *_columns(_TEXT, "view_position", "split", "report", "findings", "impression"),
+        _LABELS,
+        ("image", _BYTES),
+        *_SIZE,
         ("boxes", pa.list_(BOX)),
-        ("source", pa.string()),
-        ("sha256", pa.string()),
+        *_columns(_TEXT, "source", "sha256"),
     ]
 )
 """One usable image-report pair. `image` is a PNG of the square canvas, `height` and `width` those of the original."""
 
-QUARANTINE = pa.schema(
-    [
-        ("study_id", pa.string()),
-        ("subject_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("image_path", pa.string()),
-        ("source", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
+QUARANTINE = pa.schema([*_IMAGE_KEY, *_columns(_TEXT, "image_path", "source", "reason")])
 """One row that was seen and not accepted, with the reason a person can act on."""
 
-TOKENS = pa.schema(
-    [
-        ("study_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("split", pa.string()),
-        ("tokens", pa.list_(pa.uint16())),
-        ("model", pa.string()),
-    ]
-)
+TOKENS = pa.schema([*_STUDY_KEY, ("split", _TEXT), ("tokens", _CODES), ("model", _TEXT)])
 """The codes of one image, row by row of the grid, and the fingerprint of the VQ-GAN that read them."""
 
 KEYPATCH = pa.schema(
     [
-        ("word", pa.string()),
-        ("study_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("similarity", pa.float32()),
-        ("patch", pa.int32()),
-        ("x0", pa.float32()),
-        ("y0", pa.float32()),
-        ("x1", pa.float32()),
-        ("y1", pa.float32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("feature", pa.list_(pa.float32())),
-        ("crop", pa.binary()),
+        ("word", _TEXT),
+        *_STUDY_KEY,
+        ("similarity", _REAL),
+        ("patch", _WHOLE),
+        *_CORNERS,
+        *_SIZE,
+        ("feature", pa.list_(_REAL)),
+        ("crop", _BYTES),
     ]
 )
 """One entry of the visual codebook: the patch of one train study that a word of its report matched best.
@@ -126,70 +95,42 @@ The box is in pixels of the original image of `height` x `width`; `feature` is t
 `crop` a PNG of the box. Rows are ordered by falling similarity, ties by word, study_id and patch.
 """
 
-KEYPATCH_TOKENS = pa.schema([("entry", pa.int32()), ("tokens", pa.list_(pa.uint16()))])
+KEYPATCH_TOKENS = pa.schema([("entry", _WHOLE), ("tokens", _CODES)])
 """VQ-GAN codes of the cells that a keypatch's box covers; `entry` is its row in the visual codebook."""
 
-_HINT = pa.struct([("text", pa.string()), ("probability", pa.float32()), ("place", pa.string())])
-
-HINTS = pa.schema(
-    [
-        ("study_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("keywords", pa.list_(_HINT)),
-        ("keypatches", pa.list_(pa.int32())),
-    ]
-)
+_HINT = pa.struct([("text", _TEXT), ("probability", _REAL), ("place", _TEXT)])
+HINTS = pa.schema([*_STUDY_KEY, ("keywords", pa.list_(_HINT)), ("keypatches", pa.list_(_WHOLE))])
 """What AdaMatch says of one study before the language model is tuned: keywords and keypatch entries, best first."""
 
-_FOUND = pa.struct(
-    [
-        ("text", pa.string()),
-        ("group", pa.string()),
-        ("score", pa.float32()),
-        ("probability", pa.float32()),
-        ("place", pa.string()),
-        *((corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
-    ]
+_KEYWORD = pa.struct(
+    [*_columns(_TEXT, "text", "group"), *_columns(_REAL, "score", "probability"), ("place", _TEXT), *_CORNERS]
 )
-
-_LIKENESS = pa.struct(
-    [
-        ("word", pa.string()),
-        ("entry", pa.int32()),
-        ("score", pa.float32()),
-        ("study_id", pa.string()),
-        *((corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
-    ]
-)
-
+_KEYPATCH = pa.struct([("word", _TEXT), ("entry", _WHOLE), ("score", _REAL), ("study_id", _TEXT), *_CORNERS])
 _PHRASE = pa.struct(
     [
-        ("finding", pa.string()),
-        ("text", pa.string()),
-        ("denied", pa.bool_()),
-        ("groundable", pa.bool_()),
-        ("confidence", pa.float32()),
-        *((corner, pa.float32()) for corner in ("x", "y", "x0", "y0", "x1", "y1")),
-        ("outline", pa.list_(pa.list_(pa.float32()))),
+        *_columns(_TEXT, "finding", "text"),
+        *_columns(pa.bool_(), "denied", "groundable"),
+        *_columns(_REAL, "confidence", "x", "y"),
+        *_CORNERS,
+        ("outline", pa.list_(pa.list_(_REAL))),
     ]
 )
 
 GENERATION = pa.schema(
     [
-        ("study_id", pa.string()),
-        ("dicom_id", pa.string()),
-        ("direction", pa.string()),
-        ("keywords", pa.list_(_FOUND)),
-        ("keypatches", pa.list_(_LIKENESS)),
+        *_STUDY_KEY,
+        ("direction", _TEXT),
+        ("keywords", pa.list_(_KEYWORD)),
+        ("keypatches", pa.list_(_KEYPATCH)),
         ("phrases", pa.list_(_PHRASE)),
-        ("report", pa.string()),
-        ("image_tokens", pa.list_(pa.uint16())),
-        ("image", pa.binary()),
-        ("cycle_report", pa.string()),
-        ("cycle_image_tokens", pa.list_(pa.uint16())),
-        ("cycle_image", pa.binary()),
+        ("report", _TEXT),
+        ("image_tokens", _CODES),
+        ("image", _BYTES),
+        ("cycle_report", _TEXT),
+        ("cycle_image_tokens", _CODES),
+        ("cycle_image", _BYTES),
         ("seed", pa.int64()),
-        ("status", pa.string()),
+        ("status", _TEXT),
     ]
 )
 """What was generated from one study in one direction.
