@@ -148,12 +148,9 @@ def vqgan(config: VQGANConfig) -> tuple[Counted, Counted]:
         model = VQGAN(config)
         image = torch.zeros(1, config.in_channels, config.image_size, config.image_size)
         codes = torch.zeros(1, config.tokens, dtype=torch.long)
-        return (
-            Counted(parameters(model), operations(lambda: model.encode_tokens(image)), 0),
-            Counted(
-                parameters(model), operations(lambda: model.decode_tokens(codes)), kept(model, lambda: model(image))
-            ),
-        )
+        encode = Counted(parameters(model), operations(lambda: model.encode_tokens(image)), 0)
+        decode = operations(lambda: model.decode_tokens(codes))
+        return encode, Counted(parameters(model), decode, kept(model, lambda: model(image)))
 
 
 @cache
@@ -210,9 +207,8 @@ def known_config(name: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):
-        raise ValueError(
-            f"the sizes of {name} are not known here; name a local folder that holds its config.json"
-        ) from None
+        hint = "name a local folder that holds its config.json"
+        raise ValueError(f"the sizes of {name} are not known here; {hint}") from None
 
 
 def _bert(config: TextEncoderConfig) -> BertModel:

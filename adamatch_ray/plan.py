@@ -88,15 +88,15 @@ def default_hardware(config: RunConfig) -> Hardware:
 def describe_plan(plan: Plan, hardware: Hardware, measured: float | None = None) -> list[str]:
     """The plan as lines of text, the arithmetic first and the sum of it last."""
     fits = "fits" if plan.worker_bytes <= hardware.memory else "DOES NOT FIT"
-    lines = [f"{plan.stage}", *(f"  {line}" for line in plan.lines)]
-    lines += [
-        f"  = time     {clock(plan.seconds)}"
-        + (f"; measured {clock(measured)} ({measured / max(plan.seconds, 1e-9):.1f}x)" if measured is not None else ""),
+    took = "" if measured is None else f"; measured {clock(measured)} ({measured / max(plan.seconds, 1e-9):.1f}x)"
+    return [
+        plan.stage,
+        *(f"  {line}" for line in plan.lines),
+        f"  = time     {clock(plan.seconds)}{took}",
         f"  = memory   {size(plan.worker_bytes)} a worker of {size(hardware.memory)} ({hardware.name}): {fits}",
         f"  = storage  {size(plan.stored_bytes)}",
         f"  = limit    {plan.bottleneck}",
     ]
-    return lines
 
 
 def clock(seconds: float) -> str:

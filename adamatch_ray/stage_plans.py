@@ -14,20 +14,14 @@ from adamatch_ray.models.adamatch import AdaMatchSizes, image_config
 from adamatch_ray.models.place_head import PlaceSizes
 from adamatch_ray.plan import Counts, Hardware, Plan, clock, giga, millions, size
 
-REPORT_TOKENS = 100
-"""Assumed mean length of a report in word pieces."""
-PROMPT_TOKENS = 100
-"""Assumed preamble, instruction, keys and keywords of a prompt in tokens."""
-DECODE_RATE = 69.0
-"""Full-size JPEGs decoded, shrunk and stored by one core in a second; measured (14.5 ms each)."""
-PHANTOM_RATE = 45.0
-"""Phantoms drawn and stored by one core in a second; measured."""
+REPORT_TOKENS, PROMPT_TOKENS = 100, 100
+"""Assumed mean lengths in tokens: of a report; of a prompt's preamble, instruction, keys and keywords."""
+DECODE_RATE, PHANTOM_RATE = 69.0, 45.0
+"""Studies that one core stores in a second, measured: full-size JPEGs (14.5 ms each), drawn phantoms."""
 STORED_BYTES = 0.55
 """Bytes of a stored canvas for each of its pixels (PNG), with its share of the other columns."""
-NETWORK = 1e9
-"""Bytes a second that a node is assumed to read from or write to storage."""
-CONTEXT_BYTES = 1.5e9
-"""Bytes that torch, its kernels and its allocator's gaps are assumed to take on a device."""
+NETWORK, CONTEXT_BYTES = 1e9, 1.5e9
+"""Assumed: bytes a second from or to storage; bytes that torch, its kernels and its allocator's gaps take."""
 
 
 def plan_stage(stage: str, config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
@@ -37,21 +31,19 @@ def plan_stage(stage: str, config: RunConfig, counts: Counts, hardware: Hardware
 
 def _studies(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     cores = max(1.0, config.scale.workers * config.scale.cpus_per_worker) if config.scale.gpu else 2
-    phantom = config.data.source == "phantom"
-    rate = PHANTOM_RATE if phantom else DECODE_RATE
-    done = counts.all
-    work = done / (cores * rate)
-    read = 0 if phantom else done * 1.46e6 / NETWORK
-    stored = done * config.data.canvas**2 * STORED_BYTES
-    lines = [
-        f"studies    train {counts.train:,} + validate {counts.validate:,} + test {counts.test:,} = {done:,} "
+    phantom, studies = config.data.source == "phantom", counts.all
+    rate, file = (PHANTOM_RATE, 0.0) if phantom else (DECODE_RATE, 1.46e6)
+    work, read = studies / (cores * rate), studies * file / NETWORK
+    stored = studies * config.data.canvas**2 * STORED_BYTES
+    lines = (
+        f"studies    train {counts.train:,} + validate {counts.validate:,} + test {counts.test:,} = {studies:,} "
         f"({counts.source})",
-        f"cores      {done:,} / ({cores:g} cores x {rate:g} a second) = {clock(work)}",
-        f"reading    {done:,} x 1.46 MB / {size(NETWORK)}/s = {clock(read)}" if read else "reading    nothing is read",
-        f"storage    {done:,} x {config.data.canvas}^2 pixels x {STORED_BYTES} B = {size(stored)}",
-    ]
-    limit = "reading from storage" if read > work else "decoding on the cores" if read else "drawing on the cores"
-    return Plan("studies", max(work, read), 2e9, stored, limit, tuple(lines))
+        f"cores      {studies:,} / ({cores:g} cores x {rate:g} a second) = {clock(work)}",
+        f"reading    {studies:,} x {size(file)} / {size(NETWORK)}/s = {clock(read)}",
+        f"storage    {studies:,} x {config.data.canvas}^2 pixels x {STORED_BYTES} B = {size(stored)}",
+    )
+    limit = "reading from storage" if read > work else "drawing on the cores" if phantom else "decoding on the cores"
+    return Plan("studies", max(work, read), 2e9, stored, limit, lines)
 
 
 def _encoder(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
@@ -65,11 +57,8 @@ def _adamatch(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     options, patches, words = config.adamatch, _patches(config), _words(config)
     together = options.train.batch_size * (config.scale.workers if options.negatives == "global" else 1)
     match_ops = 2 * together * patches * words * options.dim
-    model = image._replace(
-        parameters=image.parameters + text.parameters,
-        operations=image.operations + text.operations + match_ops,
-        kept=image.kept + text.kept,
-    )
+    parameters, operations, kept = (of_image + of_text for of_image, of_text in zip(image, text, strict=True))
+    model = Counted(parameters, operations + match_ops, kept)
     lines = [
         f"parameters image {millions(image.parameters)} + text {millions(text.parameters)} "
         f"= {millions(model.parameters)}",
@@ -145,8 +134,7 @@ def _vqgan(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     model = decode._replace(operations=encode.operations + decode.operations)
     lines = [
         f"parameters {millions(model.parameters)}",
-        f"operations encode {giga(encode.operations)} + decode {giga(decode.operations)} an image; the judges' part is "
-        "left out",
+        f"operations encode {giga(encode.operations)} + decode {giga(decode.operations)} an image, without the judges",
     ]
     if config.vqgan.train.epochs == 0:
         weights = 4 * model.parameters
@@ -156,17 +144,14 @@ def _vqgan(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 def _tokens(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     parameters, encode, _ = counting.vqgan(config.vqgan)[0]
-    peak = hardware.fp32 if config.tokens.precision == "fp32" else hardware.bf16
-    rate = peak * hardware.encode_share / encode
-    work = counts.all / (config.scale.workers * rate)
+    peak = (hardware.fp32 if config.tokens.precision == "fp32" else hardware.bf16) * hardware.encode_share
+    work = counts.all * encode / (config.scale.workers * peak)
     batch = config.tokens.batch_size or (64 if config.scale.gpu else 1)
     memory = 4 * parameters + batch * _picture_bytes(config)
     stored = counts.all * (2 * config.vqgan.tokens + 100)
     lines = (
-        f"operations {giga(encode)} an image",
-        f"rate       {peak / 1e12:g} T/s {config.tokens.precision} x {hardware.encode_share} / {giga(encode)} "
-        f"= {rate:.3g} images/s a worker",
-        f"time       {counts.all:,} / ({config.scale.workers} workers x {rate:.3g})",
+        f"time       {counts.all:,} x {giga(encode)} / ({config.scale.workers} workers x {peak / 1e12:.3g} T/s "
+        f"{config.tokens.precision})",
         f"memory     4 B x {millions(parameters)} + {batch} images x 4 maps x "
         f"{config.vqgan.ch} x {config.vqgan.image_size}^2 x 4 B",
         f"storage    {counts.all:,} x (2 B x {config.vqgan.tokens} tokens + 100 B)",
@@ -175,13 +160,8 @@ def _tokens(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 
 def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    model, train, spread = (
-        counting.language_model(config.llm, config.vqgan.codes),
-        config.llm.train,
-        config.llm.deepspeed,
-    )
-    parameters, batch = model.parameters, train.batch_size
-    workers = config.scale.workers_of("llm")
+    model, train, spread = _language_model(config), config.llm.train, config.llm.deepspeed
+    parameters, batch, workers = model.parameters, train.batch_size, config.scale.workers_of("llm")
     length = min(model.shape.max_position_embeddings, PROMPT_TOKENS + config.vqgan.tokens + REPORT_TOKENS)
     # Adapters on the matrices of a layer; both ends are tuned for their new rows.
     matrices = config.llm.lora.rank * model.adapters or model.matrices
@@ -189,12 +169,8 @@ def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     muon = matrices if train.muon_lr > 0 else 0
     share = zero_bytes(trained, workers, spread.stage, spread.offload_optimizer == "cpu", muon)
     share += 2 * (parameters - trained) / (workers if spread.stage == 3 else 1)
-    edge, inside = 2 * length * model.shape.hidden_size, 2 * length * model.kept
-    kept = batch * (
-        edge * model.shape.num_hidden_layers + inside
-        if config.llm.gradient_checkpointing
-        else inside * model.shape.num_hidden_layers
-    )
+    edge, inside, layers = 2 * length * model.shape.hidden_size, 2 * length * model.kept, model.shape.num_hidden_layers
+    kept = batch * (edge * layers + inside if config.llm.gradient_checkpointing else inside * layers)
     logits = batch * config.vqgan.tokens * model.shape.vocab_size * 6
     memory = share + kept + logits + CONTEXT_BYTES
     together = batch * workers * spread.accumulate
@@ -223,13 +199,9 @@ def zero_bytes(parameters: int, workers: int, stage: int, offloaded: bool = Fals
     Stage 1 splits the optimiser's 12 (fp32 weights and two moments), 2 the gradients too, 3 the weights too. Of the
     parameters `muon` take 8: beside the fp32 weights one momentum in bf16, which DeepSpeed holds twice.
     """
-    weights, gradients = 2.0 * parameters, 2.0 * parameters
     optimizer = 0.0 if offloaded else 12.0 * parameters - 4.0 * muon
-    return (
-        weights / (workers if stage >= 3 else 1)
-        + gradients / (workers if stage >= 2 else 1)
-        + optimizer / (workers if stage >= 1 else 1)
-    )
+    parts = {1: optimizer, 2: 2.0 * parameters, 3: 2.0 * parameters}
+    return sum(part / (workers if stage >= splits else 1) for splits, part in parts.items())
 
 
 class Decoding(NamedTuple):
@@ -265,17 +237,18 @@ def decoding_bytes(model: CountedLLM, rows: int, prompt: int, answer: int, value
 
 
 def _generations(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
-    model, options = counting.language_model(config.llm, config.vqgan.codes), config.generate
+    model, options = _language_model(config), config.generate
     studies: int = getattr(counts, options.split)
     studies = min(studies, options.limit or studies)
     ways = 2 if options.direction == "both" else 1
-    steps = config.vqgan.tokens + REPORT_TOKENS if options.cycle else max(config.vqgan.tokens, REPORT_TOKENS)
+    image, report = config.vqgan.tokens, REPORT_TOKENS
+    steps = image + report if options.cycle else max(image, report)
     value = 2 if config.scale.gpu and config.llm.dtype != "float32" else 4
     rows = options.beams if options.beams > 1 else options.batch_size
     folds = options.decoder == "folded" or (options.decoder == "auto" and not config.scale.gpu and model.folded > 0)
     prompts = {
-        "cxr_to_report": (PROMPT_TOKENS + config.vqgan.tokens, options.report_tokens),
-        "report_to_cxr": (PROMPT_TOKENS + REPORT_TOKENS + config.llm.instructions.keypatch_tokens, config.vqgan.tokens),
+        "cxr_to_report": (PROMPT_TOKENS + image, options.report_tokens),
+        "report_to_cxr": (PROMPT_TOKENS + report + config.llm.instructions.keypatch_tokens, image),
     }
     used = [prompts[way] for way in prompts if options.cycle or options.direction in ("both", way)]
     held = [
@@ -286,7 +259,7 @@ def _generations(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     pictures = (64 if config.scale.gpu else 1) * _picture_bytes(config)
     memory = others + max(fullest.most, fullest.weights + fullest.folded + pictures) + CONTEXT_BYTES
     token = model.cached * value
-    mean = decoding_bytes(model, rows, PROMPT_TOKENS + config.vqgan.tokens, REPORT_TOKENS, value, folds)
+    mean = decoding_bytes(model, rows, PROMPT_TOKENS + image, report, value, folds)
     step_s = (mean.weights + mean.cache) / (hardware.bandwidth * hardware.read_share)
     answers = ways * studies
     work = answers / (config.scale.workers * options.batch_size) * steps * step_s
@@ -296,8 +269,7 @@ def _generations(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
         f"a step     (weights {size(mean.weights)} + cache {rows} x {round(mean.cache / rows / token)} tokens x "
         f"{size(token)} = {size(mean.cache)}) / ({size(hardware.bandwidth)}/s x "
         f"{hardware.read_share}) = {step_s * 1e3:.3g} ms",
-        f"time       {answers:,} / ({config.scale.workers} workers x {options.batch_size}) x {steps} x "
-        f"{step_s * 1e3:.3g} ms",
+        f"time       {answers:,} / ({config.scale.workers} workers x {options.batch_size}) x {steps} steps",
         f"reading    {rows} prompts x {prompt} tokens: cache {size(fullest.prompts)} + states {size(fullest.reading)}",
         f"answering  {rows} x {round(fullest.cache / rows / token)} tokens at most: cache {size(fullest.cache)} + a "
         f"layer twice {size(fullest.moved)}; drawing, then without a cache, {size(pictures)}",
@@ -326,6 +298,10 @@ def _sides(config: RunConfig) -> tuple[Counted, Counted]:
     return counting.adamatch(AdaMatchSizes(config.image, config.text, config.adamatch), _words(config))
 
 
+def _language_model(config: RunConfig) -> CountedLLM:
+    return counting.language_model(config.llm, config.vqgan.codes)
+
+
 def _patches(config: RunConfig) -> int:
     return config.image.grid(config.adamatch.stage) ** 2
 
@@ -339,15 +315,5 @@ def _picture_bytes(config: RunConfig) -> int:
     return 4 * 4 * config.vqgan.ch * config.vqgan.image_size**2
 
 
-PLANS: dict[str, Callable[[RunConfig, Counts, Hardware], Plan]] = {
-    "studies": _studies,
-    "encoder": _encoder,
-    "adamatch": _adamatch,
-    "place": _place,
-    "codebooks": _codebooks,
-    "vqgan": _vqgan,
-    "tokens": _tokens,
-    "llm": _llm,
-    "generations": _generations,
-    "metrics": _metrics,
-}
+_STAGES = _studies, _encoder, _adamatch, _place, _codebooks, _vqgan, _tokens, _llm, _generations, _metrics
+PLANS: dict[str, Callable[[RunConfig, Counts, Hardware], Plan]] = {plan.__name__[1:]: plan for plan in _STAGES}
