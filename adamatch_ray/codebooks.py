@@ -4,7 +4,6 @@ Both are made from the train split alone and belong to the AdaMatch that encoded
 [K, D], so one matrix product with normalised patches or words gives cosine similarities.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
@@ -118,16 +116,13 @@ class VisualCodebook:
         offsets = pa.array(range(0, count * dim + 1, dim), pa.int32())
         table = self.table.append_column("feature", pa.ListArray.from_arrays(offsets, flat)).select(KEYPATCH.names)
         footer = KEYPATCH.with_metadata({"model": self.model, "dim": str(dim)})
-        buffer = io.BytesIO()
-        pq.write_table(table.cast(footer), buffer, compression="zstd")
-        stage.write_bytes("visual.parquet", buffer.getvalue())
+        stage.write_table("visual.parquet", table.cast(footer))
 
     @classmethod
     def load(cls, stage: Stage, crops: bool = False) -> "VisualCodebook":
         """The codebook of a finished stage. Raises ValueError naming the job while it is not."""
         stage.require()
-        names = [name for name in KEYPATCH.names if crops or name != "crop"]
-        table = pq.read_table(f"{stage.path}/visual.parquet", columns=names, filesystem=stage.filesystem)
+        table = stage.read_table("visual.parquet", [name for name in KEYPATCH.names if crops or name != "crop"])
         return cls.of(table, int(table.schema.metadata[b"dim"]), table.schema.metadata[b"model"].decode())
 
     @classmethod

@@ -4,7 +4,6 @@ A shard's footer holds its identity, so a rerun keeps those of the same inputs a
 """
 
 import hashlib
-import io
 import json
 import math
 import pickle
@@ -129,9 +128,7 @@ def identity_of(*parts: Any) -> str:
 def write_shard(stage: Stage, name: str, table: pa.Table, identity: str) -> None:
     """Write a table as a shard of this identity, beside what its schema already says."""
     footer = {**(table.schema.metadata or {}), b"identity": identity.encode()}
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(dict(sorted(footer.items()))), buffer, compression="zstd")
-    stage.write_bytes(name, buffer.getvalue())
+    stage.write_table(name, table.replace_schema_metadata(dict(sorted(footer.items()))))
 
 
 def read_footer(stage: Stage, name: str, identity: str = "") -> tuple[int, dict[str, str]] | None:
@@ -144,10 +141,13 @@ def read_footer(stage: Stage, name: str, identity: str = "") -> tuple[int, dict[
     return (int(metadata.num_rows), footer) if identity in ("", footer.get("identity")) else None
 
 
-def rows_of(stage: Stage, name: str, identity: str) -> int | None:
-    """The rows of the shard of this name if it is there with this identity."""
-    footer = read_footer(stage, name, identity)
-    return None if footer is None else footer[0]
+def make_shard(stage: Stage, name: str, identity: str, table: Callable[[], pa.Table]) -> MadeShard:
+    """The shard of this name and identity, made of `table()` unless it is there."""
+    if footer := read_footer(stage, name, identity):
+        return MadeShard(name, footer[0], reused=True)
+    made = table()
+    write_shard(stage, name, made, identity)
+    return MadeShard(name, made.num_rows, reused=False)
 
 
 class _Actor:

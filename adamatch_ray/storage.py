@@ -4,6 +4,7 @@ Files appear whole or not at all. A stage without `manifest.json`, the last file
 """
 
 import contextlib
+import io
 import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -12,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from adamatch_ray.filesystems import WholeFiles, open_filesystem
 from adamatch_ray.specs import STAGES, Manifest
@@ -107,6 +110,16 @@ class Stage:
             return self.read_bytes(name).decode()
         except FileNotFoundError:
             return None
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A parquet file, or some of its columns."""
+        return pq.read_table(f"{self.path}/{name}", columns=columns, filesystem=self.filesystem)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a table as a parquet file; equal tables give equal bytes."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(name, buffer.getvalue())
 
     def remove(self, name: str) -> None:
         """Remove one file, if it is there."""

@@ -39,10 +39,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 def _keypatches(run: StageRun) -> int:
     """Look up the codes under each entry of the visual codebook; how many entries there are."""
-    import io
     import json
-
-    import pyarrow.parquet as pq
 
     from adamatch_ray.codebooks import VisualCodebook
     from adamatch_ray.engines.keypatch_tokens import FILE, keypatch_tokens
@@ -51,10 +48,8 @@ def _keypatches(run: StageRun) -> int:
     visual = VisualCodebook.load(run.root.stage("codebooks")).table
     size = from_dict(VQGANConfig, json.loads(run.root.stage("vqgan").read_bytes("model/config.json")))
     names = [name for name in run.root.stage("studies").require().files if name.startswith("train/")]
-    shards = (pq.read_table(f"{run.stage.path}/{name}", filesystem=run.stage.filesystem) for name in sorted(names))
-    buffer = io.BytesIO()
-    pq.write_table(keypatch_tokens(visual, shards, size.grid, size.image_size), buffer, compression="zstd")
-    run.stage.write_bytes(FILE, buffer.getvalue())
+    shards = (run.stage.read_table(name) for name in sorted(names))
+    run.stage.write_table(FILE, keypatch_tokens(visual, shards, size.grid, size.image_size))
     return len(visual)
 
 

@@ -4,12 +4,11 @@ Other systems are scored by the same code as ours: a CSV, JSON-lines or parquet 
 column, an image column, or both is enough.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from adamatch_ray.data import sources, tables
 from adamatch_ray.data.images import BadImage, Pixels, decode, to_canvas
@@ -17,6 +16,8 @@ from adamatch_ray.storage import Stage
 
 Encoded = bytes | str
 """The bytes of an image file, or its path or URL."""
+
+_GENERATED = ["study_id", "dicom_id", "report", "image", "cycle_report", "cycle_image"]
 
 
 class Key(NamedTuple):
@@ -56,7 +57,7 @@ def read_generations(stage: Stage) -> Predictions:
         names = sorted(name for name in manifest.files if name.startswith(f"{direction}/"))
         if not names:
             continue
-        rows = [row for name in names for row in _generated(stage, name)]
+        rows = [row for name in names for row in stage.read_table(name, _GENERATED).to_pylist()]
         source, cycled = ("report", "cycle_image") if direction == "cxr_to_report" else ("image", "cycle_report")
         columns[first] = _by_key(((_key(row), row[source]) for row in rows), stage.uri)
         if options["cycle"]:
@@ -111,12 +112,6 @@ def load_canvas(image: Encoded, canvas: int) -> Pixels:
     if decoded.pixels.shape == (canvas, canvas):
         return np.asarray(decoded.pixels)
     return to_canvas(decoded, canvas)
-
-
-def _generated(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
-    wanted = ["study_id", "dicom_id", "report", "image", "cycle_report", "cycle_image", "status"]
-    table = pq.read_table(f"{stage.path}/{name}", columns=wanted, filesystem=stage.filesystem)
-    yield from table.to_pylist()
 
 
 def _key(row: Mapping[str, Any]) -> Key:

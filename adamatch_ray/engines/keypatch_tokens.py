@@ -1,12 +1,10 @@
 """Keypatches as image tokens: the cells of its source image's grid that a keypatch covers (docs/method.md 2)."""
 
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from adamatch_ray.engines.image_tokens import tokens_of_box
@@ -28,7 +26,7 @@ class KeypatchTokens:
         """Those of a finished `tokens/` stage. Raises ValueError where it was made without keypatches."""
         tokens.require()
         try:
-            table = pq.read_table(io.BytesIO(tokens.read_bytes(FILE)))
+            table = tokens.read_table(FILE)
         except FileNotFoundError:
             raise ValueError(
                 f"{tokens.uri} holds no keypatches: run jobs/cache_tokens.py --overwrite --tokens.keypatches true"

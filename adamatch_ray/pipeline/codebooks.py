@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.geometry import Boxes, CanvasImage
 from adamatch_ray.schema import KEYPATCH
-from adamatch_ray.shards import MadeShard, identity_of, rows_of, write_shard
+from adamatch_ray.shards import MadeShard, identity_of, make_shard
 from adamatch_ray.storage import Root, Stage
 
 TEXTS_AT_ONCE = 64
@@ -48,14 +47,13 @@ class EntityCounts:
 
     def make(self, file: str) -> MadeShard:
         """Count the entities of one studies shard, unless that was done."""
-        name, identity = f"entities/{file}", identity_of(self.maker, file)
-        if (rows := rows_of(self.target, name, identity)) is not None:
-            return MadeShard(name, rows, reused=True)
-        table = pq.read_table(f"{self.studies.path}/{file}", columns=["report"], filesystem=self.studies.filesystem)
-        counts = Counter(entity for entities in self.finder.find(table["report"].to_pylist()) for entity in entities)
+        return make_shard(self.target, f"entities/{file}", identity_of(self.maker, file), lambda: self._table(file))
+
+    def _table(self, file: str) -> pa.Table:
+        reports = self.studies.read_table(file, ["report"])["report"].to_pylist()
+        counts = Counter(entity for entities in self.finder.find(reports) for entity in entities)
         counted = [{"text": text, "group": group, "count": count} for (text, group), count in sorted(counts.items())]
-        write_shard(self.target, name, pa.Table.from_pylist(counted, schema=_COUNTS), identity)
-        return MadeShard(name, len(counted), reused=False)
+        return pa.Table.from_pylist(counted, schema=_COUNTS)
 
 
 class KeypatchCandidates:
@@ -67,13 +65,7 @@ class KeypatchCandidates:
     """
 
     def __init__(
-        self,
-        root: str,
-        words: Collection[str],
-        keypatches: int,
-        per_word: int,
-        batch_size: int,
-        device: str = "cpu",
+        self, root: str, words: Collection[str], keypatches: int, per_word: int, batch_size: int, device: str = "cpu"
     ) -> None:
         """`words`: lower-case words that may have keypatches. Raises ValueError while a parent stage is unfinished."""
         stages = Root(root)
@@ -85,14 +77,11 @@ class KeypatchCandidates:
 
     def make(self, file: str) -> MadeShard:
         """Find the keypatches of one studies shard, unless that was done."""
-        name, identity = f"candidates/{file}", identity_of(self.maker, file)
-        if (rows := rows_of(self.target, name, identity)) is not None:
-            return MadeShard(name, rows, reused=True)
         columns = ["study_id", "dicom_id", "report", "image", "height", "width"]
-        studies = pq.read_table(f"{self.studies.path}/{file}", columns=columns, filesystem=self.studies.filesystem)
-        table = self.table(studies.to_pylist())
-        write_shard(self.target, name, table, identity)
-        return MadeShard(name, table.num_rows, reused=False)
+        return make_shard(
+            self.target, f"candidates/{file}", identity_of(self.maker, file),
+            lambda: self.table(self.studies.read_table(file, columns).to_pylist()),
+        )  # fmt: skip
 
     def table(self, studies: Sequence[Mapping[str, Any]]) -> pa.Table:
         """The ranked KEYPATCH rows of studies, no more than the codebook may hold."""
@@ -147,27 +136,23 @@ class KeywordStatements:
 
     def make(self, file: str) -> MadeShard:
         """Compare one studies shard with all keywords, unless that was done."""
-        name, identity = f"statements/{file}", identity_of(self.maker, file)
-        if (rows := rows_of(self.target, name, identity)) is not None:
-            return MadeShard(name, rows, reused=True)
-        columns = ["report", "image", "height", "width"]
-        studies = pq.read_table(f"{self.studies.path}/{file}", columns=columns, filesystem=self.studies.filesystem)
-        listed = studies.to_pylist()
+        return make_shard(self.target, f"statements/{file}", identity_of(self.maker, file), lambda: self._table(file))
+
+    def _table(self, file: str) -> pa.Table:
+        listed = self.studies.read_table(file, ["report", "image", "height", "width"]).to_pylist()
         images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in listed]
         starts = range(0, len(images), self.batch_size)
         similarity_IK = np.concatenate([self.engine.keyword_scores(images[i : i + self.batch_size]) for i in starts])
         stated = self.finder.find([affirmed(row["report"]) for row in listed])
         named = [sorted({self.keywords[e.text] for e in own if e.text in self.keywords}) for own in stated]
-        table = pa.table([similarity_IK.tolist(), named], schema=_STATEMENTS)
-        write_shard(self.target, name, table, identity)
-        return MadeShard(name, table.num_rows, reused=False)
+        return pa.table([similarity_IK.tolist(), named], schema=_STATEMENTS)
 
 
 def merge_statements(
     stage: Stage, files: Iterable[str], keywords: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Similarities and statements [I, K] of all shards."""
-    tables = [pq.read_table(f"{stage.path}/{file}", filesystem=stage.filesystem) for file in files]
+    tables = [stage.read_table(file) for file in files]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
     stated_IK = np.zeros((len(rows), keywords), dtype=bool)
     for row_K, row in zip(stated_IK, rows, strict=True):
@@ -221,7 +206,7 @@ def merge_counts(stage: Stage, files: Iterable[str]) -> Counter[tuple[str, str]]
     """Entity counts of the whole split from those of its shards."""
     counts: Counter[tuple[str, str]] = Counter()
     for file in files:
-        for row in pq.read_table(f"{stage.path}/{file}", filesystem=stage.filesystem).to_pylist():
+        for row in stage.read_table(file).to_pylist():
             counts[row["text"], row["group"]] += row["count"]
     return counts
 
@@ -232,8 +217,8 @@ def merge_candidates(
     """The visual codebook of the whole split from the candidates of its shards, one shard in memory at a time."""
     kept = KEYPATCH.empty_table()
     for file in files:
-        table = pq.read_table(f"{stage.path}/{file}", filesystem=stage.filesystem).cast(KEYPATCH)
-        kept = rank_keypatches(pa.concat_tables([kept, table]), keypatches, per_word).combine_chunks()
+        both = pa.concat_tables([kept, stage.read_table(file).cast(KEYPATCH)])
+        kept = rank_keypatches(both, keypatches, per_word).combine_chunks()
     return VisualCodebook.of(kept, dim, model)
 
 

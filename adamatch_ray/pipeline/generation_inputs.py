@@ -113,7 +113,8 @@ def read_items(root: Root, slices: Sequence[Slice], direction: str, canvas: int)
     for part in slices:
         own = part.file.name.startswith("generations/")
         columns = ["study_id", COLUMN[direction], *([] if own else ["dicom_id", "height", "width"])]
-        table = pq.read_table(f"{root.path}/{part.file.name}", columns=columns, filesystem=root.filesystem)
+        stage, _, name = part.file.name.partition("/")
+        table = root.stage(stage).read_table(name, columns)
         for row in table.slice(part.start, part.stop - part.start).to_pylist():
             ids = row["study_id"], row.get("dicom_id", "")
             try:

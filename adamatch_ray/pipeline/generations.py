@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adamatch_ray.data.images import encode_png
 from adamatch_ray.engines.cycle import CycleEngine, ImageAnswer, ReportAnswer, as_canvas, row_seed
@@ -21,7 +20,7 @@ from adamatch_ray.instructions import CXR_TO_REPORT
 from adamatch_ray.model_config import GenerationSettings
 from adamatch_ray.pipeline.generation_inputs import Item, Slice, read_items
 from adamatch_ray.schema import GENERATION
-from adamatch_ray.shards import MadeShard, identity_of, rows_of, write_shard
+from adamatch_ray.shards import MadeShard, identity_of, read_footer, write_shard
 from adamatch_ray.storage import Root
 
 Row = dict[str, Any]
@@ -78,8 +77,9 @@ class ShardGenerator:
     def make(self, shard: GenerationShard) -> MadeShard:
         """Make a shard, unless it is there; `counts` are its rows by the first word of their status."""
         identity = self._identity(shard)
-        if (kept := rows_of(self.stage, shard.file, identity)) is not None:
-            return MadeShard(shard.file, kept, reused=True, counts=self._statuses_of(shard.file))
+        if footer := read_footer(self.stage, shard.file, identity):
+            statuses = _count(self.stage.read_table(shard.file, ["status"])["status"].to_pylist())
+            return MadeShard(shard.file, footer[0], reused=True, counts=statuses)
         engine, began = self.engine, time.monotonic()
         items = read_items(self.root, shard.slices, shard.direction, engine.canvas)
         rows = generate_rows(engine, shard.direction, items, self.seed, self.cycle)
@@ -94,10 +94,6 @@ class ShardGenerator:
         settings = {item.name: getattr(self.settings, item.name) for item in fields(GenerationSettings)}
         del settings["batch_size"]  # a run that met its memory's limit goes on with smaller batches
         return identity_of(json.dumps(asdict(shard)), self.versions, settings, self.cycle, self.seed)
-
-    def _statuses_of(self, file: str) -> dict[str, int]:
-        path, filesystem = f"{self.stage.path}/{file}", self.stage.filesystem
-        return _count(pq.read_table(path, columns=["status"], filesystem=filesystem)["status"].to_pylist())
 
 
 def _count(statuses: Iterable[str]) -> dict[str, int]:

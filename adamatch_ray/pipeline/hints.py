@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adamatch_ray.codebooks import GROUPS, keyword_groups
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.schema import HINTS
-from adamatch_ray.shards import MadeShard, identity_of, rows_of, spread, write_shard
+from adamatch_ray.shards import MadeShard, identity_of, make_shard, spread
 from adamatch_ray.stage import StageRun
 from adamatch_ray.storage import Root
 
@@ -57,13 +56,11 @@ class HintCache:
 
     def make(self, file: str) -> MadeShard:
         """Make the hints of one studies shard, unless they are there."""
-        name, identity = f"hints/{file}", identity_of(self.maker, file)
-        if (rows := rows_of(self.target, name, identity)) is not None:
-            return MadeShard(file, rows, reused=True)
-        studies = pq.read_table(f"{self.studies.path}/{file}", columns=_COLUMNS, filesystem=self.studies.filesystem)
-        parts = [self._hints(part) for part in studies.to_batches(max_chunksize=self.batch_size)]
-        write_shard(self.target, name, pa.Table.from_batches(parts, schema=HINTS), identity)
-        return MadeShard(file, studies.num_rows, reused=False)
+        return make_shard(self.target, f"hints/{file}", identity_of(self.maker, file), lambda: self._table(file))
+
+    def _table(self, file: str) -> pa.Table:
+        batches = self.studies.read_table(file, _COLUMNS).to_batches(max_chunksize=self.batch_size)
+        return pa.Table.from_batches([self._hints(part) for part in batches], schema=HINTS)
 
     def _hints(self, studies: pa.RecordBatch) -> pa.RecordBatch:
         rows = studies.to_pylist()
@@ -84,7 +81,7 @@ class HintCache:
 def make_hints(run: StageRun) -> dict[str, int]:
     """Make the missing hint shards of all studies that are tuned or selected on; rows by file within the stage."""
     studies = run.root.stage("studies").require()
-    wanted = {name: rows for name, rows in studies.files.items() if rows and name.startswith(SPLITS)}
+    wanted = {name: rows for name, rows in sorted(studies.files.items()) if rows and name.startswith(SPLITS)}
     config, shown = run.config, run.config.llm.instructions
     device = "cuda" if config.scale.gpu else "cpu"
     maker = partial(
@@ -97,6 +94,7 @@ def make_hints(run: StageRun) -> dict[str, int]:
         groups=keyword_groups(shown),
         least=shown.least_probability,
     )
-    files = {shard.file: shard.rows for shard in spread(sorted(wanted), maker, config.scale, "llm hints")}
-    assert files == wanted, "hints have other rows than the studies"
-    return {f"hints/{name}": rows for name, rows in sorted(files.items())}
+    files = {shard.file: shard.rows for shard in spread(list(wanted), maker, config.scale, "llm hints")}
+    expected = {f"hints/{name}": rows for name, rows in wanted.items()}
+    assert files == expected, "hints have other rows than the studies"
+    return expected

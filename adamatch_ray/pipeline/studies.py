@@ -6,7 +6,6 @@ and a shard that is already there (its footer names the same rows) is not made a
 """
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adamatch_ray.config import DataConfig
 from adamatch_ray.data import images, phantom, reports, sources, tables
@@ -125,10 +123,8 @@ def _notes(summary: dict[str, Any]) -> dict[str, int]:
 
 def write_quarantine(stage: Stage, name: str, rows: list[Row]) -> None:
     """Write rejected rows (with their reasons) as one parquet file."""
-    buffer = io.BytesIO()
     kept = [{key: row[key] for key in QUARANTINE.names} for row in rows]
-    pq.write_table(pa.Table.from_pylist(kept, schema=QUARANTINE), buffer, compression="zstd")
-    stage.write_bytes(name, buffer.getvalue())
+    stage.write_table(name, pa.Table.from_pylist(kept, schema=QUARANTINE))
 
 
 class _BadReport(ValueError):
@@ -216,15 +212,10 @@ def _needed_path(config: DataConfig) -> str:
 
 def _columns(config: DataConfig) -> ManifestColumns:
     return ManifestColumns(
-        image=config.image_column,
-        text=config.text_column,
-        study=config.id_column,
-        subject=config.subject_column,
-        split=config.split_column,
-        view=config.view_column,
-        findings=config.findings_column,
+        image=config.image_column, text=config.text_column, study=config.id_column, subject=config.subject_column,
+        split=config.split_column, view=config.view_column, findings=config.findings_column,
         impression=config.impression_column,
-    )
+    )  # fmt: skip
 
 
 def _read(path: str) -> bytes:

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -13,7 +12,7 @@ from adamatch_ray.data.images import Pixels, decode_png
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint
 from adamatch_ray.engines.loader import load_vqgan
 from adamatch_ray.schema import TOKENS
-from adamatch_ray.shards import MadeShard, identity_of, rows_of, write_shard
+from adamatch_ray.shards import MadeShard, identity_of, make_shard
 from adamatch_ray.storage import Root
 
 CHUNK = 128
@@ -28,14 +27,9 @@ class TokenCache:
     """
 
     def __init__(
-        self,
-        root: str,
-        device: str = "cpu",
-        *,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        batch_size: int = 0,
+        self, root: str, device: str = "cpu", *, precision: Literal["fp32", "bf16"] = "fp32", batch_size: int = 0,
         threads: int = 2,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Raises ValueError while `studies/` or `vqgan/` is unfinished. `threads` decode images."""
         stages = Root(root)
         self.studies, self.tokens = stages.stage("studies"), stages.stage("tokens")
@@ -48,16 +42,12 @@ class TokenCache:
 
     def make(self, file: str) -> MadeShard:
         """Make the token shard of one studies shard, unless it is there."""
-        identity = identity_of(self.maker, file)
-        if (rows := rows_of(self.tokens, file, identity)) is not None:
-            return MadeShard(file, rows, reused=True)
-        columns = ["study_id", "dicom_id", "split", "image"]
-        studies = pq.read_table(f"{self.studies.path}/{file}", columns=columns, filesystem=self.studies.filesystem)
-        tokens_IT = self._encode(studies["image"].to_pylist())
-        columns = [*studies.select(["study_id", "dicom_id", "split"]).columns, *self._values(tokens_IT)]
-        table = pa.Table.from_arrays(columns, schema=TOKENS.with_metadata({"model": self.model}))
-        write_shard(self.tokens, file, table, identity)
-        return MadeShard(file, table.num_rows, reused=False)
+        return make_shard(self.tokens, file, identity_of(self.maker, file), lambda: self._table(file))
+
+    def _table(self, file: str) -> pa.Table:
+        *names, image = self.studies.read_table(file, ["study_id", "dicom_id", "split", "image"]).columns
+        columns = [*names, *self._values(self._encode(image.to_pylist()))]
+        return pa.Table.from_arrays(columns, schema=TOKENS.with_metadata({"model": self.model}))
 
     def _encode(self, encoded: list[bytes]) -> NDArray[np.uint16]:
         chunks = [encoded[start : start + CHUNK] for start in range(0, len(encoded), CHUNK)]
