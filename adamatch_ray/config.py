@@ -33,7 +33,7 @@ from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, 
 from adamatch_ray.training_config import TrainConfig as TrainConfig
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
-Table = Literal["retrieval", "reports", "images", "localization", "cycle"]
+Table = Literal["retrieval", "reports", "images", "localization", "cycle", "reading"]
 TABLES: tuple[Table, ...] = ("retrieval", "reports", "images", "localization", "cycle")
 
 
@@ -167,6 +167,7 @@ class EvaluateConfig:
     batch_size: int = option(64, "studies embedded at once")
     candidates: int = option(1000, "size of the older papers' retrieval protocol")
     tables: tuple[Table, ...] = option(TABLES, "what is scored; a table that lacks its data is left out and says why")
+    probe: int = option(64, "table reading: first studies whose reports are written without keywords as well")
     predictions: str = option("", "CSV, JSONL or parquet of anyone's reports and/or images, scored instead of ours")
     id_column: str = option("study_id", "predictions column: study id (a column dicom_id is read where there is one)")
     report_column: str = option("report", "predictions column: report")

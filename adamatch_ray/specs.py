@@ -51,9 +51,11 @@ def _not_scored(config: "RunConfig") -> set[str]:
         scored_from.add("place")
     if tables & {"retrieval", "localization", "cycle"}:
         scored_from.add("adamatch")
-    if tables & {"reports", "images", "cycle"} and not config.evaluate.predictions:
+    if tables & {"reports", "images", "cycle", "reading"} and not config.evaluate.predictions:
         scored_from.add("generations")
-    return {"studies", "encoder", "adamatch", "place", "generations"} - scored_from
+        scored_from |= {"vqgan"} if tables & {"images", "cycle"} else set()
+        scored_from |= {"adamatch", "codebooks", "vqgan", "tokens", "llm"} if "reading" in tables else set()
+    return set(STAGES["metrics"].parents) - scored_from
 
 
 def _scored_files(config: "RunConfig") -> dict[str, str]:
@@ -118,7 +120,7 @@ _TABLE = (
     StageSpec(
         "metrics",
         "evaluate",
-        ("studies", "encoder", "adamatch", "place", "generations"),
+        ("studies", "encoder", "adamatch", "place", "codebooks", "vqgan", "tokens", "llm", "generations"),
         ("evaluate",),
         unused=_not_scored,
         beside=_scored_files,

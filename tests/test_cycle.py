@@ -22,7 +22,7 @@ from adamatch_ray.engines.cycle import (
     row_seed,
     second_seed,
 )
-from adamatch_ray.engines.generation import ImageResult, ReportResult
+from adamatch_ray.engines.generation import ImageResult, ReportRequest, ReportResult
 from adamatch_ray.engines.image_tokens import fingerprint
 from adamatch_ray.geometry import CanvasImage
 from adamatch_ray.instructions import spell_keywords
@@ -102,6 +102,19 @@ def test_second_half_is_the_other_direction_of_the_first(engine: CycleEngine, st
     assert drawn.keypatches and {k.study_id for k in drawn.keypatches}
     (first, second), *_ = engine.image_cycle(studies.images[:2], [5, 6])
     assert same(second, engine.images([first.report], [second_seed(5)])[0])
+
+
+def test_a_probe_takes_away_the_keywords_or_the_image_and_nothing_else(engine: CycleEngine, studies: Studies) -> None:
+    images, seeds = studies.images[:3], [1, 2, 3]
+    without, other = engine.probe_reports(images, seeds)
+    answers = engine.reports(images, seeds)
+    for row in range(3):
+        own, behind = answers[row], answers[(row + 1) % 3]
+        hints = spell_keywords(own.keywords, engine.instructions)
+        asked = [ReportRequest(own.image_tokens, (), seeds[row]), ReportRequest(behind.image_tokens, hints, seeds[row])]
+        assert [without[row], other[row]] == [result.text for result in engine.generation.cxr_to_report(asked)]
+    plain = [answer.report for answer in answers]
+    assert without != plain and other != plain and without != other
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

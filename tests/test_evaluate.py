@@ -14,9 +14,11 @@ from test_predictions import generations
 
 from adamatch_ray.cli import parse_command_line
 from adamatch_ray.config import load_config, section
+from adamatch_ray.data.facts import score_facts
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.data.labeler import Labels
 from adamatch_ray.data.predictions import Key
+from adamatch_ray.engines.loader import load_tokenizer
 from adamatch_ray.engines.localizing import Located
 from adamatch_ray.evaluation import headline, images, localization, split
 from adamatch_ray.metrics.localization import Localization, LocalizedPhrase
@@ -86,11 +88,12 @@ def table(root: Path, name: str) -> dict[str, Any]:
 def test_every_table_and_every_number_has_its_place(
     job: Callable[[str], Main], root: Path, tiny_yaml: Path, studies: tuple[split.Study, ...]
 ) -> None:
-    generations(root, rows_of(studies, lambda n: n != 4))
-    answer = evaluate(job, root, tiny_yaml)
+    generations(root, rows_of(studies, lambda n: n != 4), seed=0, report_tokens=16)
+    every = ("--evaluate.tables", "retrieval,reports,images,localization,cycle,reading", "--evaluate.probe", "3")
+    answer = evaluate(job, root, tiny_yaml, *every)
     assert answer["studies"] == 16 and {"image_to_text@1", "FID", "BLEU-4"} <= answer.keys()
     metrics = table(root, "metrics")
-    assert metrics["tables"].keys() == {"retrieval", "reports", "images", "localization", "cycle"}
+    assert metrics["tables"].keys() == {"retrieval", "reports", "images", "localization", "cycle", "reading"}
     assert metrics["left_out"] == {} and "synthetic" in metrics["data"]
     for row in metrics["headlines"]:
         file, _, path = row["source"].partition("#")
@@ -103,8 +106,56 @@ def test_every_table_and_every_number_has_its_place(
     assert len(listed) == 17 and listed[5].startswith(studies[4].id) and listed[5].endswith("missing")
     assert table(root, "images")["niqe"] is None  # 64 pixels hold no block of NIQE
     again = job("evaluate")(["--config", str(tiny_yaml), "--root", str(root), "--evaluate.resamples", "50",
-                             "--evaluate.meteor", "none"])  # fmt: skip
+                             "--evaluate.meteor", "none", *every])  # fmt: skip
     assert again is not None and again["status"] == "skipped"
+
+
+def test_every_step_of_the_cycle_stands_beside_its_ceiling(
+    job: Callable[[str], Main], root: Path, tiny_yaml: Path, studies: tuple[split.Study, ...]
+) -> None:
+    generations(root, rows_of(studies), seed=0, report_tokens=16)
+    evaluate(
+        job, root, tiny_yaml, "--evaluate.tables", "retrieval,reports,images,cycle,reading", "--evaluate.probe", "4"
+    )
+    reports, pictures, cycle, reading = (table(root, name) for name in ("reports", "images", "cycle", "reading"))
+    assert cycle["real_xray"]["values"] == reports["values"] and cycle["real_xray"]["facts"] == reports["facts"]
+    real = {name: value for name, value in table(root, "retrieval")["full"].items() if name.startswith("image")}
+    assert cycle["real"]["recall"] == real and cycle["reconstruction"]["predicted"] == 16
+    tokenizer = load_tokenizer(Root(str(root)))
+    back = images.reconstruct(tokenizer, split.read(Root(str(root)).stage("studies"), "test")).values[studies[5].id]
+    assert isinstance(back, bytes)
+    own = tokenizer.encode(decode_png(studies[5].image)[None])
+    assert np.array_equal(decode_png(back), tokenizer.decode(own)[0])
+    for kind in ("generated", "second_image", "reconstruction", "real"):
+        seen = cycle[kind.replace("generated", "generated_image")]["seen"]
+        assert seen["f1"] == pictures["findings"][kind]["micro"]["f1"]
+    assert not pictures["judge"]["name"].startswith("another") and pictures["judge"]["independent"]
+    first = [study.report for study in studies[:4]]
+    assert reading["studies"] == 4
+    assert reading["plain"] == score_facts(first, [report.partition(". ")[2] for report in first])._asdict()
+    assert reading["other_image"]["changed"] == 1  # what was made up is nothing that the model writes
+    beside = {row["measure"]: row for row in table(root, "metrics")["headlines"]}
+    assert beside["second report against first, BLEU-4"]["reference"] == reports["values"]["bleu_4"]
+    evaluate(job, root, tiny_yaml, "--evaluate.tables", "images", "--evaluate.judge", str(root))
+    assert "another run&#39;s disease classifier" in (root / "metrics" / "report.html").read_text()
+
+
+def test_an_image_shows_a_finding_on_a_side() -> None:
+    def row(**values: float) -> np.ndarray[Any, Any]:
+        return np.array([[values.get(name.replace(" ", "_"), np.nan) for name in CHEXPERT_LABELS]])
+
+    asked, shown = (
+        ~np.isnan(row(**dict.fromkeys(names, 1.0)))
+        for names in (
+            ("Pleural_Effusion", "Pneumothorax", "Fracture", "Edema"),
+            ("Pleural_Effusion", "Pneumothorax", "Edema", "Atelectasis"),
+        )
+    )
+    left = row(Pleural_Effusion=1, Pneumothorax=0, Fracture=0)
+    across = row(Pleural_Effusion=0.7, Pneumothorax=0.8, Edema=0.5, Atelectasis=0.2)
+    (found,) = images.mark(asked, shown, left, across)
+    assert found.right == ("Edema", "Pleural Effusion, left") and found.added == ("Atelectasis",)
+    assert found.wrong_side == ("Pneumothorax, left instead of right",) and found.missing == ("Fracture, right",)
 
 
 def test_perfect_predictions_of_anyone_score_perfectly(

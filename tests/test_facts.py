@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adamatch_ray.data import phantom
-from adamatch_ray.data.facts import Fact, read_facts, score_facts
+from adamatch_ray.data.facts import Fact, compare, read_facts, score_facts
 from adamatch_ray.data.phantom_report import Finding, Habitus, Report
 from adamatch_ray.data.reports import compose_report
 
@@ -51,6 +51,18 @@ def test_facts_of_phantoms_are_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -
 def test_facts_of_sentences(report: str, present: set[Fact], denied: set[str]) -> None:
     facts = read_facts(report)
     assert facts.present == present and facts.denied == denied
+
+
+def test_marks_say_what_is_right_and_what_is_wrong_with_a_side() -> None:
+    truth = "Small right effusion. Cardiomegaly. A left nodule. Bilateral edema. No fracture."
+    said = "Small left effusion. Cardiomegaly. Left edema. Right pacemaker."
+    marks = compare(truth, said)
+    assert (
+        marks.right == ("cardiomegaly",) and marks.missing == ("nodule, left",) and marks.added == ("pacemaker, right",)
+    )
+    assert marks.wrong_side == ("edema, left instead of left and right", "effusion, left instead of right")
+    assert marks.f1 == 0.25 and compare(truth, truth).f1 == compare("Clear.", "No effusion.").f1 == 1
+    assert compare("Effusion.", "Right effusion.").right == ("effusion",)
 
 
 def test_scores_notice_the_side_and_what_no_reader_accepts() -> None:

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from adamatch_ray.data.facts import Marks
 from adamatch_ray.data.images import encode_png
 from adamatch_ray.data.predictions import Key
 from adamatch_ray.evaluation.images import ImageScore
 from adamatch_ray.evaluation.reports import StudyScore
 from adamatch_ray.evaluation.split import Placed, Split, Study
 from adamatch_ray.pages import results as page
+from adamatch_ray.pages.material import Material
+from adamatch_ray.pages.round_trips import round_trips
 
 EVIL = '<script>alert("x")</script> <img src=http://evil.example/x> & more'
 
 
-def shown(source: str) -> page.Material:
+def shown(source: str) -> Material:
     image = encode_png(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
     studies = tuple(Study(f"s{n}", Key(f"s{n}", "1"), EVIL, (None,) * 14, image) for n in range(3))
-    material = page.Material(Split("test", source, studies))
+    material = Material(Split("test", source, studies))
     material.reports = Placed({"s0": EVIL}, ("s1", "s2"), ())
     material.report_rows = [
         StudyScore(f"s{n}", 0.25 * n, 0.5 * n, ("Edema",), ("Fracture",), (), "ok") for n in range(3)
@@ -29,6 +32,41 @@ def shown(source: str) -> page.Material:
     material.image_rows = [ImageScore(f"s{n}", float("nan"), (), ("Edema",), "ok") for n in range(3)]
     material.points = {"real": [[0.0, 1.0]] * 3, "generated": [[2.0, -1.0]] * 3}
     return material
+
+
+def going_round() -> Material:
+    """Nine studies there and back: s0 keeps its effusion, s1 turns its side, the others lose it; s2 has no X-ray."""
+    image = encode_png(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
+    said = "Small left effusion."
+    material = Material(
+        Split("test", "phantom", tuple(Study(f"s{n}", Key(f"s{n}"), said, (None,) * 14, image) for n in range(9)))
+    )
+    names = [f"s{n}" for n in range(9)]
+    material.images = Placed({name: image for name in names if name != "s2"}, ("s2",), ())
+    second = dict.fromkeys(names, "No effusion.") | {"s0": said, "s1": "Small right effusion."}
+    material.second_reports = Placed(second, (), ())
+    return material
+
+
+def test_trips_go_from_best_to_worst_and_some_are_drawn_by_seed() -> None:
+    trips = round_trips(going_round())
+    assert list(trips) == ["Report → X-ray → report"]
+    best, middle, worst, *others = trips["Report → X-ray → report"]
+    assert (best.why, best.id, worst.why) == ("best", "s0", "worst")
+    assert best.steps[2].marks == Marks(("effusion, left",), (), (), ())
+    assert [trip.why for trip in others] == ["at random"] * 4
+    assert len({trip.id for trip in (best, middle, worst, *others)}) == 7
+    assert round_trips(going_round()) == trips
+
+
+def test_a_trip_says_in_words_what_is_wrong() -> None:
+    material = going_round()
+    material.marks = {"generated": {"s0": Marks((), ("Pleural Effusion, right instead of left",), (), ())}}
+    text = page.build(summary("phantom"), material, [])
+    for said in ("✓ right</b> effusion, left", "✗ wrong side</b> Pleural Effusion, right instead of left",
+                 "✗ missing</b> effusion, left", 'alt="X-ray drawn from it, study s0"'):  # fmt: skip
+        assert said in text
+    assert text.count("<li>") == text.count("</li>")
 
 
 def summary(source: str) -> dict[str, Any]:

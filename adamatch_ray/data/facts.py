@@ -122,6 +122,48 @@ def sentences(report: str) -> list[str]:
     return [part for part in parts if part]
 
 
+class Marks(NamedTuple):
+    """What of a study is right, in words such as "effusion, left". `added` is not in the study."""
+
+    right: tuple[str, ...]
+    wrong_side: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+
+    @property
+    def f1(self) -> float:
+        """1 where nothing was to be found and nothing was; a wrong side is missing and added."""
+        wrong = 2 * len(self.wrong_side) + len(self.missing) + len(self.added)
+        return 2 * len(self.right) / (2 * len(self.right) + wrong) if self.right or wrong else 1.0
+
+
+def compare(reference: str, report: str) -> Marks:
+    """The findings of a report against those of its reference; where that names no side, none is wrong."""
+    truth, said = _sides_by_finding(reference), _sides_by_finding(report)
+    right = {finding for finding in truth.keys() & said.keys() if truth[finding] in ("", said[finding])}
+    return Marks(
+        right=tuple(_named(finding, truth[finding]) for finding in sorted(right)),
+        wrong_side=tuple(
+            f"{finding}, {said[finding] or 'no side'} instead of {truth[finding]}"
+            for finding in sorted(truth.keys() & said.keys() - right)
+        ),
+        missing=tuple(_named(finding, truth[finding]) for finding in sorted(truth.keys() - said.keys())),
+        added=tuple(_named(finding, said[finding]) for finding in sorted(said.keys() - truth.keys())),
+    )
+
+
+def _sides_by_finding(report: str) -> dict[str, str]:
+    facts = read_facts(report)
+    return {
+        finding: " and ".join(sorted(side for name, side in facts.sided if name == finding))
+        for finding in facts.findings
+    }
+
+
+def _named(finding: str, side: str) -> str:
+    return f"{finding}, {side}" if side else finding
+
+
 def score_facts(references: Sequence[str], reports: Sequence[str]) -> FactScores:
     """How well reports state the facts of their references; report i is compared with reference i."""
     pairs = [(read_facts(a), read_facts(b)) for a, b in zip(references, reports, strict=True)]

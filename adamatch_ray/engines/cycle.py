@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamatch_ray.codebooks import keyword_groups
-from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest
+from adamatch_ray.engines.generation import GenerationEngine, ImageRequest, ReportRequest, ReportResult
 from adamatch_ray.engines.image_tokens import ImageTokenizer, fingerprint
 from adamatch_ray.engines.keypatch_tokens import KeypatchTokens
 from adamatch_ray.engines.loader import load_generation, load_instructions, load_vqgan
@@ -93,17 +93,36 @@ class CycleEngine:
         """A report for each X-ray; all must lie on canvases of side `canvas`, else ValueError."""
         if not images:
             return []
-        tokens_BT = self.tokenizer.encode(np.stack([image.pixels for image in images]))
+        tokens_BT, keywords = self._look(images)
+        results = self._write(tokens_BT, keywords, seeds)
+        rows = zip(results, keywords, tokens_BT, strict=True)
+        return [ReportAnswer(result.text, found, tokens, result.status) for result, found, tokens in rows]
+
+    def probe_reports(self, images: Sequence[CanvasImage], seeds: Sequence[int]) -> tuple[list[str], list[str]]:
+        """Two more reports for each X-ray, to tell what the first was written from.
+
+        Without keywords; and with its own keywords, but the tokens of the X-ray behind it (of the first for the last).
+        """
+        tokens_BT, keywords = self._look(images)
+        without = self._write(tokens_BT, [[] for _ in images], seeds)
+        other = self._write(np.roll(tokens_BT, -1, axis=0), keywords, seeds)
+        return [result.text for result in without], [result.text for result in other]
+
+    def _look(self, images: Sequence[CanvasImage]) -> tuple[NDArray[np.uint16], list[list[Keyword]]]:
+        """Tokens [B, T] and keywords."""
         count = self.instructions.keywords
         groups, least = keyword_groups(self.instructions), self.instructions.least_probability
         keywords = _by_group(images, lambda group: self.matching.keywords(group, count, groups, least))
+        return self.tokenizer.encode(np.stack([image.pixels for image in images])), keywords
+
+    def _write(
+        self, tokens_BT: NDArray[np.uint16], keywords: Sequence[Sequence[Keyword]], seeds: Sequence[int]
+    ) -> list[ReportResult]:
         requests = [
             ReportRequest(tokens, spell_keywords(own, self.instructions), seed)
             for tokens, own, seed in zip(tokens_BT, keywords, seeds, strict=True)
         ]
-        results = self.generation.cxr_to_report(requests)
-        rows = zip(results, keywords, tokens_BT, strict=True)
-        return [ReportAnswer(result.text, found, tokens, result.status) for result, found, tokens in rows]
+        return self.generation.cxr_to_report(requests)
 
     def images(self, reports: Sequence[str], seeds: Sequence[int]) -> list[ImageAnswer]:
         """An X-ray for each report."""

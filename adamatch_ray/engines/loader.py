@@ -43,7 +43,7 @@ def load_place_head(root: Root, device: str = "cpu") -> PlaceHead | None:
 def load_classifier(root: Root, device: str = "cpu") -> DiseaseClassifier:
     """The disease classifier that pre-training the image encoder left in `encoder/`."""
     stage = root.stage("encoder")
-    name = f"this run's disease classifier ({stage.require().fingerprint[:8]})"
+    name = f"disease classifier ({stage.require().fingerprint[:8]})"
     with stage.local("model") as folder:
         model = PyramidVisionTransformer(from_dict(PVTConfig, json.loads((folder / "config.json").read_text())))
         model.load_state_dict(read_weights(folder / "model.safetensors"))

@@ -1,8 +1,9 @@
 """Cycle consistency, which the paper argues for and does not measure (docs/method.md 4).
 
 report → X-ray → report: does the second report still say what the first said, and does AdaMatch find the first report
-from the X-ray between them? X-ray → report → X-ray: does it find the study's own report from the second X-ray?
-A step that failed counts as an empty report, or as an X-ray that finds nothing.
+from the X-ray between them? X-ray → report → X-ray: does it find the study's own report from the second X-ray, and
+does that show what the study says? Beside each step stands the same with the real X-ray in place of the drawn one. A
+step that failed counts as an empty report, or as an X-ray that finds nothing.
 """
 
 from collections.abc import Sequence
@@ -13,31 +14,15 @@ import torch
 from torch import Tensor
 
 from adamatch_ray.data.images import BadImage
-from adamatch_ray.data.labeler import ReportLabeler
 from adamatch_ray.data.predictions import Encoded, load_canvas
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings
-from adamatch_ray.evaluation import reports
 from adamatch_ray.evaluation.split import Placed, Split
 from adamatch_ray.metrics import retrieval
-from adamatch_ray.metrics.text import Meteor
 
 BATCH = 32
 
 
-def score_reports(
-    split: Split,
-    placed: Placed[str],
-    labeler: ReportLabeler,
-    meteor: Sequence[Meteor],
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """The second report of each cycle against the first, the figures of Tables 1 and 2."""
-    result, _ = reports.score(split, placed, labeler, meteor, resamples, seed)
-    return {"what": "report → X-ray → report: the second report against the first", **result}
-
-
-def score_images(
+def score(
     split: Split, placed: Placed[Encoded], embedder: Embedder, embedded: SplitEmbeddings, canvas: int
 ) -> dict[str, Any]:
     """R@K in percent of each image's own report among all reports of the split; identical reports are hits.

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.labeler import RuleLabeler
 from adamatch_ray.data.loading import read_split
 from adamatch_ray.data.phrase_boxes import read_phrase_boxes
-from adamatch_ray.data.predictions import Key, Predictions, read_generations, read_predictions
+from adamatch_ray.data.predictions import Encoded, Key, Predictions, read_generations, read_predictions
+from adamatch_ray.engines.cycle import CycleEngine
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
-from adamatch_ray.engines.loader import load_embedder, load_place_head
+from adamatch_ray.engines.loader import load_embedder, load_place_head, load_tokenizer
 from adamatch_ray.engines.localizing import localize_phrases, localize_split
 from adamatch_ray.engines.matching import MatchingEngine
-from adamatch_ray.evaluation import cycle, headline, images, localization, reports, split
+from adamatch_ray.evaluation import cycle, headline, images, localization, reading, reports, split
 from adamatch_ray.evaluation.image_meter import ImageMeter, MeterSettings, niqe_fits
 from adamatch_ray.evaluation.tables import csv_table
 from adamatch_ray.metrics import retrieval
 from adamatch_ray.metrics.niqe import NiqeParameters
+from adamatch_ray.model_config import GenerationSettings
 from adamatch_ray.pages import results as page
+from adamatch_ray.pages.material import Material
 from adamatch_ray.storage import Root
 
 Spread = Callable[[ImageMeter, MeterSettings], images.Measure]
@@ -47,7 +51,7 @@ class Evaluator:
         self.tables: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
-        self.material = page.Material(self.split)
+        self.material = Material(self.split)
 
     def run(self) -> dict[str, Any]:
         """Score, fill `files`, and return the content of metrics.json."""
@@ -57,6 +61,7 @@ class Evaluator:
             "images": self._images,
             "localization": self._localization,
             "cycle": self._cycle,
+            "reading": self._reading,
         }
         for name in (name for name in scorers if name in self.options.tables):
             print(f"metrics: {name}", file=sys.stderr)
@@ -110,19 +115,27 @@ class Evaluator:
 
     def _reports(self) -> dict[str, Any]:
         asked, placed = self._place("reports", self.predictions.reports)
-        meteors, absent = self._meteors
-        result, rows = reports.score(asked, placed, self.labeler, meteors, self.options.resamples, self.options.seed)
+        result, rows = self._score_reports(asked, placed)
         train = [
             text for table in read_split(self.studies, "train", ["report"]) for text in table["report"].to_pylist()
         ]
         result["baseline"] = reports.baseline(asked, train, self.labeler, self.options.seed)
-        result["not_scored"] = absent
+        result["not_scored"] = self._meteors[1]
         self.files["reports_by_study.csv"] = csv_table([row._asdict() for row in rows])
         self.material.reports, self.material.report_rows = placed, rows
         return result
 
+    def _score_reports(
+        self, asked: split.Split, placed: split.Placed[str]
+    ) -> tuple[dict[str, Any], list[reports.StudyScore]]:
+        options = self.options
+        return reports.score(asked, placed, self.labeler, self._meteors[0], options.resamples, options.seed)
+
     def _images(self) -> dict[str, Any]:
         asked, placed = self._place("images", self.predictions.images)
+        others = dict(self._reconstruction)
+        if self.predictions.cycle_images is not None:
+            others["second_image"] = asked.place(self.predictions.cycle_images)
         settings = self._meter_settings()
         meter = ImageMeter(settings)
         table = images.score(
@@ -131,11 +144,14 @@ class Evaluator:
             placed,
             self.spread(meter, settings),
             meter.name,
+            meter.judge,
             self.labeler,
+            others=others,
             tsne_images=self.options.tsne,
             resamples=self.options.resamples,
             seed=self.options.seed,
         )
+        table.result["judge"] = {"name": meter.judge, "independent": self._independent}
         if settings.niqe and table.result["niqe"]:
             table.result["niqe"]["pristine"] = settings.niqe.source
             self.files["niqe.npz"] = _saved(settings.niqe)
@@ -145,6 +161,7 @@ class Evaluator:
             self.files["tsne.json"] = _json(table.points)
         self.files["images_by_study.csv"] = csv_table([row._asdict() for row in table.rows])
         self.material.images, self.material.image_rows, self.material.points = placed, table.rows, table.points
+        self.material.marks = {kind: dict(zip(asked.ids, own, strict=True)) for kind, own in table.marks.items()}
         return table.result
 
     def _localization(self) -> dict[str, Any]:
@@ -167,21 +184,49 @@ class Evaluator:
         result: dict[str, Any] = {"chance": retrieval.chance_full(self._embedded.reports)}
         if made.cycle_reports is not None:
             asked, placed = self._place("second reports", made.cycle_reports)
-            meteors, _ = self._meteors
-            resamples, seed = self.options.resamples, self.options.seed
-            result["second_report"] = cycle.score_reports(asked, placed, self.labeler, meteors, resamples, seed)
+            result["second_report"] = self._score_reports(asked, placed)[0]
+            self.material.second_reports = placed
+            if made.reports is not None:
+                result["real_xray"] = self._score_reports(asked, asked.place(made.reports))[0]
         for name, column in (("generated_image", made.images), ("second_image", made.cycle_images)):
             if column is not None:
                 asked, placed = self._place(name, column)
-                embedded = self._embedded.beginning_with([self.split.ids.index(id) for id in asked.ids])
-                result[name] = cycle.score_images(asked, placed, self._embedder, embedded, self._canvas)
+                result[name] = self._score_pictures(asked, placed, name)
+                if name == "second_image":
+                    self.material.second_images = placed
+        asked = self._asked
+        real: split.Placed[Encoded] = split.Placed({study.id: study.image for study in asked.studies}, (), ())
+        for name, pictures in {**self._reconstruction, "real": real}.items():
+            result[name] = self._score_pictures(asked, pictures, name)
         return result
+
+    def _score_pictures(self, asked: split.Split, placed: split.Placed[Encoded], name: str) -> dict[str, Any]:
+        """What AdaMatch finds from pictures; and what the classifier sees in them, where images were scored."""
+        embedded = self._embedded.beginning_with([self.split.ids.index(id) for id in asked.ids])
+        result = cycle.score(asked, placed, self._embedder, embedded, self._canvas)
+        kind, judged = name.replace("generated_image", "generated"), self.tables.get("images", {})
+        if kind in judged.get("findings", {}):
+            side = judged["sides"][kind]
+            seen = {"f1": judged["findings"][kind]["micro"]["f1"], "side": side and side["share"]}
+            result["seen"] = seen
+        return result
+
+    def _reading(self) -> dict[str, Any]:
+        made = self.predictions
+        if self.options.predictions or made.reports is None:
+            raise NothingToScore(f"{made.source} has no reports of this root's language model")
+        asked, placed = self._place("reports", made.reports)
+        options = self.root.stage("generations").require().config["generate"]
+        names = options.keys() & {item.name for item in fields(GenerationSettings)}
+        settings = GenerationSettings(**{name: options[name] for name in names})
+        engine, first = CycleEngine.load(self.root, self.device, settings), asked.first(self.options.probe)
+        return reading.score(engine, self.studies, first, placed.values, options["seed"])
 
     def _place(self, what: str, column: dict[Key, Any] | None) -> tuple[split.Split, split.Placed[Any]]:
         """The studies that predictions were asked for, and the predictions by study."""
         if column is None:
             raise NothingToScore(f"{self.predictions.source} has no {what}")
-        asked = self.split.first(self.predictions.limit)
+        asked = self._asked
         if self.options.subset:
             asked = asked.having(column)
         return asked, asked.place(column)
@@ -212,6 +257,24 @@ class Evaluator:
         if made.split not in ("", options.split):
             raise ValueError(f"{made.source} is of split {made.split}; say --evaluate.split {made.split}, or generate")
         return made
+
+    @property
+    def _asked(self) -> split.Split:
+        """The studies that predictions were asked for."""
+        return self.split.first(self.predictions.limit)
+
+    @cached_property
+    def _reconstruction(self) -> dict[str, split.Placed[Encoded]]:
+        """What our VQ-GAN makes of the real X-rays; nothing for anyone else's predictions."""
+        if self.options.predictions:
+            return {}
+        return {"reconstruction": images.reconstruct(load_tokenizer(self.root, self.device), self._asked)}
+
+    @property
+    def _independent(self) -> bool:
+        """Whether no loss looked through the classifier that judges."""
+        trained = self.root.stage("vqgan").manifest()
+        return bool(self.options.judge or self.options.predictions or not trained or "encoder" not in trained.parents)
 
     @cached_property
     def _meteors(self) -> Any:

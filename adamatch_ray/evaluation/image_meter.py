@@ -53,12 +53,13 @@ class MeterSettings:
 
 
 class ImageMeter:
-    """Measures images. `name` and `dimensions` are those of the features."""
+    """Measures images. `name` and `dimensions` are those of the features, `judge` is the classifier's name."""
 
     def __init__(self, settings: MeterSettings) -> None:
         self.canvas, self.parameters = settings.canvas, settings.niqe
         self.classifier = load_classifier(Root(settings.judge or settings.root), settings.device)
-        self.name, self.dimensions = self.classifier.name, self.classifier.dimensions
+        self.judge = f"{'another' if settings.judge else 'this'} run's {self.classifier.name}"
+        self.name, self.dimensions = self.judge, self.classifier.dimensions
         self.extractor: extractors.NamedExtractor | None = None
         if settings.extractor != "encoder":
             if not settings.weights:

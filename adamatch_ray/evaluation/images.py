@@ -1,21 +1,22 @@
 """Report to CXR, the paper's Table 3 and Figure 6: FID, NIQE, t-SNE, and whether an image shows what it was asked for.
 
 Every study counts: one without a readable image counts as a black canvas in FID, as showing no finding, and as the
-worst image of the set in NIQE.
+worst image of the set in NIQE. Beside them stand what the VQ-GAN alone makes of the real ones, and the real ones.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamatch_ray.data import loading
-from adamatch_ray.data.facts import read_facts
+from adamatch_ray.data.facts import Marks, read_facts
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.data.labeler import Labels, ReportLabeler, finding_scores
 from adamatch_ray.data.predictions import Encoded
-from adamatch_ray.evaluation.image_meter import Measured
+from adamatch_ray.engines.image_tokens import ImageTokenizer
+from adamatch_ray.evaluation.image_meter import BATCH, Measured
 from adamatch_ray.evaluation.reports import micro_interval
 from adamatch_ray.evaluation.split import Placed, Split
 from adamatch_ray.evaluation.tables import finding_names
@@ -54,12 +55,26 @@ class ImageScore(NamedTuple):
 
 
 class ImageTable(NamedTuple):
-    """Figures as JSON, one row a study, the statistics behind FID, and the t-SNE points (real, then generated)."""
+    """Figures as JSON, one row a study, the statistics behind FID, and the t-SNE points (real, then generated).
+
+    `marks`: what each kind of picture shows of what was asked, one a study.
+    """
 
     result: dict[str, Any]
     rows: list[ImageScore]
     statistics: dict[str, FeatureStatistics]
     points: dict[str, Any] | None
+    marks: dict[str, list[Marks]]
+
+
+def reconstruct(tokenizer: ImageTokenizer, split: Split) -> Placed[Encoded]:
+    """The real X-rays as the VQ-GAN alone gives them back: nothing drawn from its tokens can be better."""
+    values: dict[str, Encoded] = {}
+    for start in range(0, len(split.studies), BATCH):
+        part = split.studies[start : start + BATCH]
+        canvases = tokenizer.decode(tokenizer.encode(np.stack([decode_png(study.image) for study in part])))
+        values |= {study.id: encode_png(canvas) for study, canvas in zip(part, canvases, strict=True)}
+    return Placed(values, (), ())
 
 
 def fit_niqe(studies: Stage, count: int, source: str) -> NiqeParameters:
@@ -79,18 +94,29 @@ def score(
     placed: Placed[Encoded],
     measure: Measure,
     extractor: str,
+    judge: str,
     labeler: ReportLabeler,
     *,
+    others: Mapping[str, Placed[Encoded]],
     tsne_images: int,
     resamples: int,
     seed: int,
 ) -> ImageTable:
-    """Compare predicted images with the real ones of the split. `validate` sets thresholds and the floor of FID."""
+    """Compare predicted images with the real ones of the split. `validate` sets thresholds and the floor of FID.
+
+    `others`: pictures of other kinds, by name, that only the classifier judges. `judge` is its name.
+    """
     black = encode_png(np.zeros((8, 8), dtype=np.uint8))
-    generated = measure([placed.values.get(id, black) for id in split.ids])
-    real = measure([study.image for study in split.studies])
+    kinds = {"generated": placed, **others}
+    pictures = {kind: measure([own.values.get(id, black) for id in split.ids]) for kind, own in kinds.items()}
+    there = {
+        kind: np.array([id in own.values for id in split.ids]) & pictures[kind].readable_B
+        for kind, own in kinds.items()
+    }
+    generated, there_S = pictures["generated"], there["generated"]
+    pictures["real"] = real = measure([study.image for study in split.studies])
+    there["real"] = np.ones(len(split.studies), dtype=bool)
     held_out = measure([study.image for study in validate.studies])
-    there_S = np.array([id in placed.values for id in split.ids]) & generated.readable_B
     statistics = {
         "real": _statistics(real),
         "generated": _statistics(generated),
@@ -99,8 +125,9 @@ def score(
     thresholds_L = choose_thresholds(held_out.probability_BL, [study.labels for study in validate.studies])
     asked_SL = _asked(labeler.label([study.report for study in split.studies]))
     left_SL = asked_left([study.report for study in split.studies])
-    shown_SL = generated.probability_BL >= thresholds_L
-    shown_SL[~there_S] = False
+    shown = {kind: (found.probability_BL >= thresholds_L) & there[kind][:, None] for kind, found in pictures.items()}
+    for shown_SL in shown.values():
+        shown_SL[:, NO_FINDING] = False
     result = {
         "studies": len(split.studies),
         **placed.to_json(),
@@ -112,20 +139,20 @@ def score(
         },
         "niqe": _niqe(generated.niqe_B, real.niqe_B, there_S, resamples, seed),
         "findings": {
-            "classifier": extractor if extractor.startswith("this run's") else "this run's disease classifier",
+            "classifier": judge,
             "asked": f"present in the report that the image was made from, by the {labeler.name}",
             "thresholds": dict(zip(CHEXPERT_LABELS, map(_finite, thresholds_L.tolist()), strict=True)),
-            "generated": _finding_json(asked_SL, shown_SL, resamples, seed),
-            "real": _finding_json(asked_SL, real.probability_BL >= thresholds_L, resamples, seed),
+            **{kind: _finding_json(asked_SL, shown_SL, resamples, seed) for kind, shown_SL in shown.items()},
         },
         "sides": {
             "what": "asked on one side and seen by the classifier: the share that it sees on that side",
-            "generated": side_json(left_SL, asked_SL & shown_SL, generated.across_BL),
-            "real": side_json(left_SL, asked_SL & (real.probability_BL >= thresholds_L), real.across_BL),
+            **{kind: side_json(left_SL, asked_SL & shown[kind], found.across_BL) for kind, found in pictures.items()},
         },
     }
     points = _map(split, real, generated, tsne_images, seed)
-    return ImageTable(result, _rows(split, generated.niqe_B, asked_SL, shown_SL, there_S), statistics, points)
+    rows = _rows(split, generated.niqe_B, asked_SL, shown["generated"], there_S)
+    marks = {kind: mark(asked_SL, shown[kind], left_SL, found.across_BL) for kind, found in pictures.items()}
+    return ImageTable(result, rows, statistics, points, marks)
 
 
 def choose_thresholds(probability_SL: NDArray[np.floating], labels: Sequence[Labels]) -> NDArray[np.float64]:
@@ -178,6 +205,33 @@ def side_json(
     return {"share": float(right_SL.sum() / judged_SL.sum()), "judged": int(judged_SL.sum()), "labels": labels}
 
 
+def mark(
+    asked_SL: NDArray[np.bool_],
+    shown_SL: NDArray[np.bool_],
+    left_SL: NDArray[np.floating],
+    across_SL: NDArray[np.floating],
+) -> list[Marks]:
+    """What each image shows of what was asked, in words; a side counts where one was asked and one can be seen."""
+    marks = []
+    for asked_L, shown_L, left_L, across_L in zip(asked_SL, shown_SL, left_SL, across_SL, strict=True):
+        found: dict[str, list[str]] = {name: [] for name in Marks._fields}
+        for label in np.flatnonzero(asked_L | shown_L):
+            name, left, across = CHEXPERT_LABELS[label], left_L[label], across_L[label]
+            wanted, seen = ("left" if value else "right" for value in (left == 1, across > 0.5))
+            if not shown_L[label]:
+                found["missing"].append(name if np.isnan(left) else f"{name}, {wanted}")
+            elif not asked_L[label]:
+                found["added"].append(name)
+            elif np.isnan(left) or np.isnan(across):
+                found["right"].append(name)
+            elif wanted == seen:
+                found["right"].append(f"{name}, {wanted}")
+            else:
+                found["wrong_side"].append(f"{name}, {seen} instead of {wanted}")
+        marks.append(Marks(**{name: tuple(values) for name, values in found.items()}))
+    return marks
+
+
 def _statistics(measured: Measured) -> FeatureStatistics:
     return collect([measured.feature_BD], measured.feature_BD.shape[1])
 
@@ -212,8 +266,6 @@ def _asked(labels: Sequence[Labels]) -> NDArray[np.bool_]:
 def _finding_json(
     asked_SL: NDArray[np.bool_], shown_SL: NDArray[np.bool_], resamples: int, seed: int
 ) -> dict[str, Any]:
-    shown_SL = shown_SL.copy()
-    shown_SL[:, NO_FINDING] = False
     tables = [[tuple(1.0 if value else None for value in row) for row in side] for side in (asked_SL, shown_SL)]
     interval = micro_interval(asked_SL, shown_SL, resamples, seed)
     return {**finding_scores(*tables).to_json(), "micro_f1_interval": interval}

@@ -5,17 +5,16 @@ may be kept.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamatch_ray.data.images import BadImage, decode_png, encode_png
-from adamatch_ray.data.predictions import Encoded, load_canvas
 from adamatch_ray.evaluation.images import ImageScore
 from adamatch_ray.evaluation.reports import StudyScore
-from adamatch_ray.evaluation.split import Placed, Split, Study
+from adamatch_ray.evaluation.split import Study
 from adamatch_ray.pages.html import render
+from adamatch_ray.pages.material import Material, thumbnail
+from adamatch_ray.pages.round_trips import picture_rows, round_trips
 
 MOST_PAIRS, MOST_CASES = 12, 5
 TILES = (
@@ -26,24 +25,8 @@ TILES = (
     "X-ray → report, R@1",
     "a finding's word points at it",
     "second report against first, finding F1",
+    "without keywords: findings with their side, F1",
 )
-
-
-@dataclass
-class Material:
-    """What the page shows besides figures; a part that was not scored stays empty."""
-
-    split: Split
-    reports: Placed[str] | None = None
-    report_rows: Sequence[StudyScore] = ()
-    images: Placed[Encoded] | None = None
-    image_rows: Sequence[ImageScore] = ()
-    points: dict[str, Any] | None = None
-    canvas: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.canvas = decode_png(self.split.studies[0].image).shape[0]
-        self.study_of = {study.id: study for study in self.split.studies}
 
 
 class Bar(NamedTuple):
@@ -88,6 +71,8 @@ def build(summary: Mapping[str, Any], material: Material, files: Sequence[str]) 
         dots=_dots(material.points) if material.points else None,
         report_cases=_report_cases(material),
         image_cases=_image_cases(material),
+        pictures=picture_rows(summary["tables"].get("cycle", {})),
+        trips=round_trips(material),
         files=[name for name in files if name != "report.html"],
     )
 
@@ -130,23 +115,11 @@ def _localization(table: Mapping[str, Any]) -> Bars:
     return Bars("Regions by finding", rows, 1.0, "IoU of the region's box with the finding's", "share of points on it")
 
 
-def _cycle(table: Mapping[str, Any]) -> Bars:
-    steps = (("generated_image", "X-ray made from the report"), ("second_image", "X-ray made from the X-ray's report"))
-    rows = [
-        Bar(f"{step}, R@{k}", table[name]["recall"][f"image_to_text@{k}"], table["chance"][f"@{k}"])
-        for name, step in steps
-        if name in table
-        for k in (1, 5, 10)
-    ]
-    return Bars("AdaMatch finds the study's own report from", rows, 100.0, "percent of studies", "chance")
-
-
 _BARS = {
     "reports": _reports,
     "images": _images,
     "retrieval": _retrieval,
     "localization": _localization,
-    "cycle": _cycle,
 }
 
 
@@ -182,11 +155,4 @@ def _case(row: StudyScore | ImageScore, material: Material) -> Case:
     study = material.study_of[row.id]
     generated = material.images.values.get(row.id) if material.images else None
     report = material.reports.values.get(row.id, "") if material.reports else ""
-    return Case(study, _png(study.image, material.canvas), _png(generated, material.canvas), report, row)
-
-
-def _png(image: Encoded | None, canvas: int) -> bytes | None:
-    try:
-        return None if image is None else encode_png(load_canvas(image, canvas))
-    except BadImage:
-        return None
+    return Case(study, thumbnail(study.image, material.canvas), thumbnail(generated, material.canvas), report, row)
