@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
@@ -197,3 +198,34 @@ def test_preparing_again_with_other_shards_leaves_no_row_of_before(job: Callable
         assert files == set(json.loads((studies / "manifest.json").read_text())["files"])
     again = job("prepare_data")([*common, "--data.rows_per_shard", "6"])
     assert again is not None and again["status"] == "skipped"
+
+
+def test_the_place_head_repeats_exactly_whatever_the_boxes(
+    trained: Trained, job: Callable[[str], Main], tiny_yaml: Path, tmp_path: Path
+) -> None:
+    """A second root whose studies have all of their boxes in one corner gives the same head, byte for byte."""
+    from adamatch_ray.engines.loader import load_place_head
+    from adamatch_ray.storage import Root
+
+    heads = []
+    for name in ("true", "false"):
+        root = tmp_path / name
+        for stage in ("studies", "adamatch"):
+            shutil.copytree(trained.root / stage, root / stage)
+        for path in (root / "studies").glob("[tv]*/*.parquet") if name == "false" else ():
+            table = pq.read_table(path)
+            boxes = [[{**box, "x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0} for box in own] for own in rows_of(table)]
+            column = table.schema.get_field_index("boxes")
+            pq.write_table(table.set_column(column, "boxes", pa.array(boxes, table.schema.field("boxes").type)), path)
+        answer = job("train_place")(
+            ["--config", str(tiny_yaml), "--root", str(root), "--adamatch.init", "none", "--place.head", "words",
+             "--place.train.epochs", "1"]
+        )  # fmt: skip
+        assert answer is not None and answer["steps"] == STEPS // 2 and 0 <= answer["auc"] <= 1
+        assert load_place_head(Root(str(root))) is not None
+        heads.append((root / "place" / "model" / "model.safetensors").read_bytes())
+    assert heads[0] == heads[1]
+
+
+def rows_of(table: pa.Table) -> list[list[dict[str, Any]]]:
+    return [boxes or [] for boxes in table["boxes"].to_pylist()]
