@@ -29,18 +29,12 @@ from serve.settings import Settings
 _DESCRIPTION = """Chest X-rays and reports, matched word by region and generated in both directions.
 
 **Research use only. Not for clinical decisions.**"""
+_SCRIPTS = ("app.js", "docs.js", "api.js", "dom.js", "link.js", "viewer.js", "words.js", "work.js")
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript"),
-    "/docs.js": ("docs.js", "text/javascript"),
-    "/api.js": ("api.js", "text/javascript"),
-    "/link.js": ("link.js", "text/javascript"),
-    "/viewer.js": ("viewer.js", "text/javascript"),
-    "/words.js": ("words.js", "text/javascript"),
-    "/work.js": ("work.js", "text/javascript"),
-    "/docs.css": ("docs.css", "text/css"),
-    "/style.css": ("style.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in _SCRIPTS},
+    **{f"/{name}": (name, "text/css") for name in ("docs.css", "style.css")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """Path → file of serve/web and its type. No other file can be asked for."""

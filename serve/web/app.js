@@ -1,6 +1,7 @@
 // The page's controls: tabs, files, samples, buttons.
 
 import { get, getBlob, setToken } from "./api.js";
+import { make } from "./dom.js";
 import { $, drawLeader, reset, say, showTruth, shown, viewer } from "./link.js";
 import { move } from "./viewer.js";
 import { draw, goBack, read, retry, run, setState, stop } from "./work.js";
@@ -75,28 +76,20 @@ async function listSamples() {
   const samples = await get("v1/samples");
   const pictures = await Promise.all(samples.map(async (sample) => getBlob(sample.url)));
   const buttons = samples.map((sample, index) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    const image = new Image();
-    image.src = URL.createObjectURL(pictures[index]);
-    image.alt = `Phantom with ${sample.findings.join(", ") || "no finding"}`;
-    button.title = image.alt;
-    button.append(image);
+    const title = `Phantom with ${sample.findings.join(", ") || "no finding"}`;
+    const image = make("img", { src: URL.createObjectURL(pictures[index]), alt: title });
+    const button = make("button", { type: "button", title, ariaPressed: "false" }, image);
     button.addEventListener("click", () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
       read(pictures[index], sample.boxes, 0);
     });
-    button.setAttribute("aria-pressed", "false");
     return button;
   });
   $("samples").replaceChildren(...buttons);
   $("report-samples").replaceChildren(...samples.slice(0, 4).map((sample) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "chip";
-    button.textContent = sample.findings.slice(0, 2).join(", ") || "no finding";
-    button.addEventListener("click", () => ($("report-text").value = sample.report));
-    return button;
+    const onclick = () => ($("report-text").value = sample.report);
+    const text = sample.findings.slice(0, 2).join(", ") || "no finding";
+    return make("button", { type: "button", className: "chip", onclick }, text);
   }));
   return buttons;
 }

@@ -1,11 +1,8 @@
 // Shows openapi.json; no library, nothing from elsewhere.
 
-function element(name, text = "", ...children) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.append(...children);
-  return made;
-}
+import { make } from "./dom.js";
+
+const element = (name, ...children) => make(name, {}, ...children);
 
 const follow = (schema, all) => (schema?.$ref ? all[schema.$ref.split("/").at(-1)] : schema) ?? {};
 
@@ -19,9 +16,9 @@ function kind(schema) {
 function table(schema) {
   const rows = Object.entries(schema.properties ?? {}).map(([name, field]) => {
     const mark = schema.required?.includes(name) ? "" : field.default === undefined ? "" : ` = ${JSON.stringify(field.default)}`;
-    return element("tr", "", element("td", name), element("td", kind(field) + mark), element("td", field.description ?? ""));
+    return element("tr", element("td", name), element("td", kind(field) + mark), element("td", field.description ?? ""));
   });
-  return element("table", "", element("thead", "", element("tr", "", ...["field", "type", "meaning"].map((t) => element("th", t)))), element("tbody", "", ...rows));
+  return element("table", element("thead", element("tr", ...["field", "type", "meaning"].map((t) => element("th", t)))), element("tbody", ...rows));
 }
 
 function example(method, path, content) {
@@ -34,17 +31,15 @@ function example(method, path, content) {
 
 function endpoint(path, method, about, all) {
   const content = about.requestBody?.content ?? {};
-  const title = element("h2", "", element("b", method.toUpperCase()), path);
+  const title = element("h2", element("b", method.toUpperCase()), path);
   const parts = [title, element("p", [about.summary, about.description].filter(Boolean).join(". "))];
   parts.push(element("pre", example(method, path, content)));
   for (const [type, { schema }] of Object.entries(content)) parts.push(element("h3", `Body: ${type}`), table(follow(schema, all)));
   const good = follow(about.responses?.[200]?.content?.["application/json"]?.schema, all);
-  if (good.properties) parts.push(element("details", "", element("summary", "Answer"), table(good)));
+  if (good.properties) parts.push(element("details", element("summary", "Answer"), table(good)));
   const codes = Object.keys(about.responses ?? {}).filter((code) => code !== "200").join(", ");
   if (codes) parts.push(element("p", `Errors (application/problem+json): ${codes}`));
-  const section = element("section", "", ...parts);
-  section.className = "endpoint";
-  return section;
+  return make("section", { className: "endpoint" }, ...parts);
 }
 
 const description = await (await fetch("openapi.json")).json();

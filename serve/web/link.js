@@ -1,5 +1,6 @@
 // Words ↔ regions: what is shown now, and what lights up when something is pointed at.
 
+import { make } from "./dom.js";
 import { Viewer } from "./viewer.js";
 import { Words, showKeywords } from "./words.js";
 
@@ -107,22 +108,11 @@ export function listKeywords(keywords) {
   });
 }
 
-export function listPatches(keypatches, root = $("patches")) {
-  root.replaceChildren(...keypatches.map((patch) => {
-    const item = document.createElement("li");
-    if (patch.crop) {
-      const image = new Image();
-      image.src = `data:image/png;base64,${patch.crop}`;
-      image.alt = "";
-      item.append(image);
-    }
-    const word = document.createElement("b");
-    word.textContent = patch.word;
-    const score = document.createElement("span");
-    score.className = "dim";
-    score.textContent = patch.score.toFixed(2);
-    item.append(word, score);
-    return item;
+export function listPatches(keypatches) {
+  $("patches").replaceChildren(...keypatches.map((patch) => {
+    const crop = patch.crop ? [make("img", { src: `data:image/png;base64,${patch.crop}`, alt: "" })] : [];
+    const score = make("span", { className: "dim" }, patch.score.toFixed(2));
+    return make("li", {}, ...crop, make("b", {}, patch.word), score);
   }));
 }
 

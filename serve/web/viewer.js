@@ -1,25 +1,16 @@
 // An X-ray with boxes over it. Boxes are in pixels of the original image; the SVG's viewBox is that image.
 
-const SVG = "http://www.w3.org/2000/svg";
+import { draw, make, onPoint } from "./dom.js";
 
-function rectangle(box, kind) {
-  const [x0, y0, x1, y1] = box;
-  const element = document.createElementNS(SVG, "rect");
-  element.setAttribute("x", x0);
-  element.setAttribute("y", y0);
-  element.setAttribute("width", Math.max(1, x1 - x0));
-  element.setAttribute("height", Math.max(1, y1 - y0));
-  element.setAttribute("class", kind);
-  return element;
+function rectangle([x0, y0, x1, y1], kind, attributes = {}) {
+  const size = { width: Math.max(1, x1 - x0), height: Math.max(1, y1 - y0) };
+  return draw("rect", { x: x0, y: y0, ...size, class: kind, ...attributes });
 }
 
 // Closed polygons as one shape.
 function shape(outline, kind) {
-  const element = document.createElementNS(SVG, "path");
-  element.setAttribute("d", outline.map((ring) => `M${ring.map(([x, y]) => `${x} ${y}`).join("L")}Z`).join(""));
-  element.setAttribute("fill-rule", "evenodd");
-  element.setAttribute("class", kind);
-  return element;
+  const d = outline.map((ring) => `M${ring.map(([x, y]) => `${x} ${y}`).join("L")}Z`).join("");
+  return draw("path", { d, "fill-rule": "evenodd", class: kind });
 }
 
 const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
@@ -34,47 +25,20 @@ export class Viewer {
 
   clear() {
     this.stage.replaceChildren();
-    this.svg = null;
-    this.regions = new Map();
   }
 
-  // Shows an image; `fallback` is shown where the browser cannot read the first (a DICOM).
-  show(url, { width, height }, alt, fallback = "") {
-    this.clear();
-    const image = new Image();
-    image.alt = alt;
-    image.addEventListener("error", () => {
-      if (fallback && image.src !== fallback) image.src = fallback;
-      else image.classList.add("unreadable");
-    });
-    image.src = url;
-    this.image = image;
-    this.svg = document.createElementNS(SVG, "svg");
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.svg.setAttribute("preserveAspectRatio", "none");
-    this.svg.setAttribute("role", "group");
-    this.svg.setAttribute("aria-label", "Regions on the X-ray; arrow keys move from region to region");
-    this.layers = Object.fromEntries(
-      ["truth", "regions", "marks"].map((name) => {
-        const layer = document.createElementNS(SVG, "g");
-        layer.setAttribute("class", name);
-        this.svg.append(layer);
-        return [name, layer];
-      }),
-    );
-    const frame = document.createElement("div");
-    frame.className = "frame";
+  show(url, { width, height }, alt) {
+    this.image = make("img", { alt, onerror: ({ target }) => target.classList.add("unreadable"), src: url });
+    const names = ["truth", "regions", "marks"];
+    this.layers = Object.fromEntries(names.map((name) => [name, draw("g", { class: name })]));
+    const label = "Regions on the X-ray; arrow keys move from region to region";
+    const view = { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" };
+    const svg = draw("svg", { ...view, role: "group", "aria-label": label });
+    svg.append(...names.map((name) => this.layers[name]));
+    const frame = make("div", { className: "frame" }, this.image, svg);
     frame.style.aspectRatio = `${width} / ${height}`;
     frame.style.setProperty("--ratio", width / height);
-    frame.append(image, this.svg);
     this.stage.replaceChildren(frame);
-  }
-
-  useFallback(url) {
-    if (this.image?.classList.contains("unreadable") || !this.image?.complete) {
-      this.image.classList.remove("unreadable");
-      this.image.src = url;
-    }
   }
 
   setTruth(boxes) {
@@ -84,18 +48,10 @@ export class Viewer {
   // regions: [{ patch, box, label }]; larger ones lie beneath, so that every one can be pointed at.
   setRegions(regions) {
     const sorted = [...regions].sort((a, b) => area(b.box) - area(a.box));
-    this.regions = new Map();
     const elements = sorted.map(({ patch, box, label }, index) => {
-      const element = rectangle(box, "region");
-      element.setAttribute("role", "img");
-      element.setAttribute("aria-label", label);
-      element.setAttribute("tabindex", index === 0 ? "0" : "-1");
-      element.dataset.patch = patch;
-      element.addEventListener("pointerenter", () => this.onRegion(patch));
-      element.addEventListener("pointerleave", () => this.onRegion(null));
-      element.addEventListener("focus", () => this.onRegion(patch));
-      element.addEventListener("click", () => this.onRegion(patch));
-      this.regions.set(patch, element);
+      const spoken = { role: "img", "aria-label": label, tabindex: index === 0 ? "0" : "-1" };
+      const element = rectangle(box, "region", { ...spoken, "data-patch": patch });
+      onPoint(element, (pointed) => this.onRegion(pointed ? patch : null));
       return element;
     });
     this.layers.regions.replaceChildren(...elements);

@@ -1,5 +1,6 @@
 // A report as words that can be pointed at, and keywords as chips.
 
+import { make, onPoint } from "./dom.js";
 import { move } from "./viewer.js";
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -18,9 +19,7 @@ export class Words {
   }
 
   append(text) {
-    const span = document.createElement("span");
-    span.textContent = text;
-    span.className = "plain";
+    const span = make("span", { className: "plain" }, text);
     if (!calm.matches) span.style.animationDelay = `${Math.min(this.root.childElementCount * 18, 1500)}ms`;
     this.root.append(span);
   }
@@ -34,17 +33,12 @@ export class Words {
     words.forEach((word, index) => {
       if (word.start < cursor) return;
       this.root.append(report.slice(cursor, word.start));
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = "word";
-      button.textContent = report.slice(word.start, word.end);
-      button.tabIndex = this.buttons.length ? -1 : 0;
+      const text = report.slice(word.start, word.end);
+      const tabIndex = this.buttons.length ? -1 : 0;
+      const button = make("button", { type: "button", className: "word", tabIndex }, text);
       button.dataset.index = index;
       button.style.setProperty("--score", ((word.score - low) / (high - low || 1)).toFixed(2));
-      button.addEventListener("pointerenter", () => this.onWord(index));
-      button.addEventListener("pointerleave", () => this.onWord(null));
-      button.addEventListener("focus", () => this.onWord(index));
-      button.addEventListener("click", () => this.onWord(index));
+      onPoint(button, (pointed) => this.onWord(pointed ? index : null));
       this.buttons.push(button);
       this.root.append(button);
       cursor = word.end;
@@ -63,15 +57,10 @@ export class Words {
 
 export function showKeywords(root, keywords, onKeyword) {
   const chips = keywords.map((keyword, index) => {
-    const chip = document.createElement("button");
-    chip.type = "button";
-    chip.className = "chip";
+    const title = keyword.group.replaceAll("_", " ").toLowerCase();
+    const chip = make("button", { type: "button", className: "chip", title, tabIndex: index ? -1 : 0 }, keyword.text);
     chip.dataset.group = keyword.group;
-    chip.title = keyword.group.replaceAll("_", " ").toLowerCase();
-    chip.textContent = keyword.text;
-    chip.tabIndex = index ? -1 : 0;
-    for (const type of ["pointerenter", "focus", "click"]) chip.addEventListener(type, () => onKeyword(keyword, chip));
-    chip.addEventListener("pointerleave", () => onKeyword(null, chip));
+    onPoint(chip, (pointed) => onKeyword(pointed ? keyword : null));
     return chip;
   });
   root.replaceChildren(...chips);

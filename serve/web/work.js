@@ -1,6 +1,7 @@
 // What the page asks of the service, one piece of work at a time: X-ray → report, report → X-ray, and back.
 
 import { Problem, blobOf, drawImage, match, writeReport } from "./api.js";
+import { make } from "./dom.js";
 import { $, listKeywords, listPatches, reset, settle, shown, viewer, words } from "./link.js";
 
 let running = null;
@@ -88,9 +89,7 @@ async function present(blob, alt) {
 }
 
 async function imageSize(url) {
-  const image = new Image();
-  image.className = "unrotated";
-  image.src = url;
+  const image = make("img", { className: "unrotated", src: url });
   try {
     await image.decode();
     return { width: image.naturalWidth, height: image.naturalHeight };
@@ -124,23 +123,6 @@ function comeBack(note, ...cards) {
   $("return").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "nearest" });
 }
 
-function card(content, caption) {
-  const figure = document.createElement("figure");
-  const words = document.createElement("figcaption");
-  words.textContent = caption;
-  figure.append(content, words);
-  return figure;
-}
-
-function film(url, caption) {
-  const image = new Image();
-  image.src = url;
-  image.alt = caption;
-  return card(image, caption);
-}
-
-function quote(text, caption) {
-  const block = document.createElement("blockquote");
-  block.textContent = text;
-  return card(block, caption);
-}
+const card = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
+const film = (url, caption) => card(make("img", { src: url, alt: caption }), caption);
+const quote = (text, caption) => card(make("blockquote", {}, text), caption);
