@@ -74,8 +74,8 @@ class TextualCodebook:
 
     def save(self, stage: Stage) -> None:
         """Write `textual.json` and `textual.safetensors` into the stage."""
-        said = {"model": self.model, **self.provenance, "entities": [entity._asdict() for entity in self.entities]}
-        stage.write_bytes("textual.json", (json.dumps(said, indent=1) + "\n").encode())
+        content = {"model": self.model, **self.provenance, "entities": [entity._asdict() for entity in self.entities]}
+        stage.write_bytes("textual.json", (json.dumps(content, indent=1) + "\n").encode())
         tensors = {"feature_KD": self.feature_KD.float().contiguous()}
         if self.logistic_K2 is not None:
             tensors["logistic_K2"] = self.logistic_K2.float().contiguous()
@@ -85,10 +85,10 @@ class TextualCodebook:
     def load(cls, stage: Stage) -> "TextualCodebook":
         """The codebook of a finished stage. Raises ValueError naming the job while it is not."""
         stage.require()
-        said = json.loads(stage.read_bytes("textual.json"))
-        entities, model = tuple(Entity(**entity) for entity in said.pop("entities")), said.pop("model")
+        content = json.loads(stage.read_bytes("textual.json"))
+        entities, model = tuple(Entity(**entity) for entity in content.pop("entities")), content.pop("model")
         tensors = load(stage.read_bytes("textual.safetensors"))
-        return cls(entities, tensors["feature_KD"], model, said, tensors.get("logistic_K2"))
+        return cls(entities, tensors["feature_KD"], model, content, tensors.get("logistic_K2"))
 
     def require(self, model: str, dim: int) -> None:
         """Raises ValueError, naming both, where the codebook is not of that AdaMatch stage or joint dimension."""
@@ -145,8 +145,8 @@ def rank_entities(counts: Mapping[tuple[str, str], int], per_group: int, min_cou
     """
     best: dict[str, Entity] = {}
     for group in GROUPS:
-        for (text, found), count in counts.items():
-            if found == group and (text not in best or count > best[text].count):
+        for (text, named), count in counts.items():
+            if named == group and (text not in best or count > best[text].count):
                 best[text] = Entity(text, group, count)
     ranked = sorted((e for e in best.values() if e.count >= min_count), key=lambda e: (-e.count, e.text))
     return tuple(entity for group in GROUPS for entity in [e for e in ranked if e.group == group][:per_group])

@@ -106,19 +106,12 @@ def clock(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
+def short(count: float, unit: str = "") -> str:
+    """A count to four digits, such as 2.78 G."""
+    prefix, scale = next((s for s in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)) if count >= s[1]), ("", 1))
+    return f"{count / scale:.4g} {prefix}{unit}".rstrip()
+
+
 def size(count: float) -> str:
     """Bytes as people say them; 1 GB is 10^9 bytes."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def millions(count: float) -> str:
-    """A count in millions."""
-    return f"{count / 1e6:,.1f} M"
-
-
-def giga(count: float) -> str:
-    """A count in thousands of millions."""
-    return f"{count / 1e9:.4g} G"
+    return short(count, "B")

@@ -145,9 +145,9 @@ def make_shard(stage: Stage, name: str, identity: str, table: Callable[[], pa.Ta
     """The shard of this name and identity, made of `table()` unless it is there."""
     if footer := read_footer(stage, name, identity):
         return MadeShard(name, footer[0], reused=True)
-    made = table()
-    write_shard(stage, name, made, identity)
-    return MadeShard(name, made.num_rows, reused=False)
+    rows = table()
+    write_shard(stage, name, rows, identity)
+    return MadeShard(name, rows.num_rows, reused=False)
 
 
 class _Actor:

@@ -12,7 +12,7 @@ from adamatch_ray.config import RunConfig, TrainConfig
 from adamatch_ray.counting import Counted, CountedLLM
 from adamatch_ray.models.adamatch import AdaMatchSizes, image_config
 from adamatch_ray.models.place_head import PlaceSizes
-from adamatch_ray.plan import Counts, Hardware, Plan, clock, giga, millions, size
+from adamatch_ray.plan import Counts, Hardware, Plan, clock, short, size
 
 REPORT_TOKENS, PROMPT_TOKENS = 100, 100
 """Assumed mean lengths in tokens: of a report; of a prompt's preamble, instruction, keys and keywords."""
@@ -48,7 +48,7 @@ def _studies(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
 
 def _encoder(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     model = counting.encoder(image_config(config.image, config.adamatch))
-    lines = [f"parameters {millions(model.parameters)}", f"operations {giga(model.operations)} forward an image"]
+    lines = [f"parameters {short(model.parameters)}", f"operations {short(model.operations)} forward an image"]
     return _training("encoder", config, counts, hardware, model, lines)
 
 
@@ -60,11 +60,10 @@ def _adamatch(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     parameters, operations, kept = (of_image + of_text for of_image, of_text in zip(image, text, strict=True))
     model = Counted(parameters, operations + match_ops, kept)
     lines = [
-        f"parameters image {millions(image.parameters)} + text {millions(text.parameters)} "
-        f"= {millions(model.parameters)}",
-        f"operations image {giga(image.operations)} + text {giga(text.operations)} ({words} word pieces) + matching "
-        f"2 x {together} reports x {patches} patches x {words} words x {options.dim} = {giga(match_ops)}; "
-        f"forward {giga(model.operations)} a study",
+        f"parameters image {short(image.parameters)} + text {short(text.parameters)} = {short(model.parameters)}",
+        f"operations image {short(image.operations)} + text {short(text.operations)} ({words} word pieces) + matching "
+        f"2 x {together} reports x {patches} patches x {words} words x {options.dim} = {short(match_ops)}; "
+        f"forward {short(model.operations)} a study",
     ]
     return _training("adamatch", config, counts, hardware, model, lines)
 
@@ -77,8 +76,8 @@ def _place(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     frozen = image.operations + text.operations
     model = head._replace(operations=head.operations + frozen // 3)
     lines = [
-        f"parameters {millions(head.parameters)}",
-        f"operations {giga(head.operations)} + a third of the frozen AdaMatch's {giga(frozen)}: forward only",
+        f"parameters {short(head.parameters)}",
+        f"operations {short(head.operations)} + a third of the frozen AdaMatch's {short(frozen)}: forward only",
     ]
     return _training("place", config, counts, hardware, model, lines)
 
@@ -102,12 +101,11 @@ def _training(
     lines = [
         *lines,
         f"steps      {counts.train:,} // ({batch} x {workers} workers) = {per_epoch:,} an epoch, {steps:,} in all",
-        f"a step     3 x {giga(forward)} x {batch} / ({peak / 1e12:g} T/s x {hardware.train_share}) = {step_s:.3g} s",
+        f"a step     3 x {short(forward)} x {batch} / ({peak / 1e12:g} T/s x {hardware.train_share}) = {step_s:.3g} s",
         f"loading    {steps:,} x {batch} / ({config.scale.loaders} loaders x 1,217 a second at 256 pixels) "
         f"= {clock(loading)}",
-        f"memory     16 B x {millions(parameters)} + {size(kept)} kept x {batch} + {size(CONTEXT_BYTES)} "
-        f"= {size(memory)}",
-        f"storage    2 checkpoints x 12 B + model 4 B, x {millions(parameters)} = {size(stored)}",
+        f"memory     16 B x {short(parameters)} + {size(kept)} kept x {batch} + {size(CONTEXT_BYTES)} = {size(memory)}",
+        f"storage    2 checkpoints x 12 B + model 4 B, x {short(parameters)} = {size(stored)}",
     ]
     limit = "loading" if loading > work else f"arithmetic on the {hardware.name}"
     return Plan(stage, max(work, loading), memory, stored, limit, tuple(lines))
@@ -121,9 +119,9 @@ def _codebooks(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     work = counts.train * each / (config.scale.workers * peak)
     stored = config.codebooks.keypatches * (4 * config.adamatch.dim + 200)
     lines = (
-        f"operations entities {giga(ner)} + image {giga(image.operations)} + report "
-        f"{giga(text.operations)} = {giga(each)} a study",
-        f"time       {counts.train:,} x {giga(each)} / ({config.scale.workers} workers x {peak / 1e12:.3g} T/s fp32)",
+        f"operations entities {short(ner)} + image {short(image.operations)} + report "
+        f"{short(text.operations)} = {short(each)} a study",
+        f"time       {counts.train:,} x {short(each)} / ({config.scale.workers} workers x {peak / 1e12:.3g} T/s fp32)",
         f"storage    {config.codebooks.keypatches:,} keypatches x (4 B x {config.adamatch.dim} + 200 B)",
     )
     return Plan("codebooks", work, 4e9, stored, f"arithmetic on the {hardware.name}", lines)
@@ -133,8 +131,8 @@ def _vqgan(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     encode, decode = counting.vqgan(config.vqgan)
     model = decode._replace(operations=encode.operations + decode.operations)
     lines = [
-        f"parameters {millions(model.parameters)}",
-        f"operations encode {giga(encode.operations)} + decode {giga(decode.operations)} an image, without the judges",
+        f"parameters {short(model.parameters)}",
+        f"operations encode {short(encode.operations)} + decode {short(decode.operations)} an image, judges left out",
     ]
     if config.vqgan.train.epochs == 0:
         weights = 4 * model.parameters
@@ -150,9 +148,9 @@ def _tokens(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     memory = 4 * parameters + batch * _picture_bytes(config)
     stored = counts.all * (2 * config.vqgan.tokens + 100)
     lines = (
-        f"time       {counts.all:,} x {giga(encode)} / ({config.scale.workers} workers x {peak / 1e12:.3g} T/s "
+        f"time       {counts.all:,} x {short(encode)} / ({config.scale.workers} workers x {peak / 1e12:.3g} T/s "
         f"{config.tokens.precision})",
-        f"memory     4 B x {millions(parameters)} + {batch} images x 4 maps x "
+        f"memory     4 B x {short(parameters)} + {batch} images x 4 maps x "
         f"{config.vqgan.ch} x {config.vqgan.image_size}^2 x 4 B",
         f"storage    {counts.all:,} x (2 B x {config.vqgan.tokens} tokens + 100 B)",
     )
@@ -179,16 +177,16 @@ def _llm(config: RunConfig, counts: Counts, hardware: Hardware) -> Plan:
     step_s = 6 * parameters * length * batch * spread.accumulate / (hardware.bf16 * hardware.llm_share)
     stored = 2 * (2 * parameters + 12 * trained - 6 * muon) + 2 * parameters
     lines = (
-        f"parameters {millions(parameters)}, {millions(trained)} of them tuned, {millions(muon)} with Muon",
+        f"parameters {short(parameters)}, {short(trained)} of them tuned, {short(muon)} with Muon",
         f"record     {PROMPT_TOKENS} prompt + {config.vqgan.tokens} image + {REPORT_TOKENS} report = {length} tokens",
         f"steps      2 x {counts.train:,} // {together} records = {per_epoch:,} an epoch, {steps:,} in all",
-        f"a step     6 x {millions(parameters)} x {length} x {batch * spread.accumulate} / "
+        f"a step     6 x {short(parameters)} x {length} x {batch * spread.accumulate} / "
         f"({hardware.bf16 / 1e12:g} T/s x {hardware.llm_share}) = {step_s:.3g} s",
         f"memory     ZeRO-{spread.stage} over {workers}: {size(share)} + activations {size(kept)} + logits "
         f"{batch} x {config.vqgan.tokens} x {model.shape.vocab_size:,} x 6 B = {size(logits)} + {size(CONTEXT_BYTES)} "
         f"= {size(memory)}",
-        f"storage    2 checkpoints x (2 B x {millions(parameters)} + 12 B x {millions(trained)} - 6 B x "
-        f"{millions(muon)}) + model 2 B x {millions(parameters)} = {size(stored)}",
+        f"storage    2 checkpoints x (2 B x {short(parameters)} + 12 B x {short(trained)} - 6 B x "
+        f"{short(muon)}) + model 2 B x {short(parameters)} = {size(stored)}",
     )
     return Plan("llm", steps * step_s, memory, stored, f"arithmetic on the {hardware.name}", lines)
 

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 _NOTHING = frozenset(("", "nan", "null", "none", "n/a", "na"))
 _ESCAPES = (
-    (re.compile(r"_x([0-9A-Fa-f]{4})_"), lambda found: chr(int(found[1], 16))),  # Excel's
-    (re.compile(r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|[A-Za-z]{2,8}\d{0,2});"), lambda found: html.unescape(found[0])),
+    (re.compile(r"_x([0-9A-Fa-f]{4})_"), lambda match: chr(int(match[1], 16))),  # Excel's
+    (re.compile(r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|[A-Za-z]{2,8}\d{0,2});"), lambda match: html.unescape(match[0])),
     (re.compile(r"</?(?:br|p|div|li|ul|ol|b|i|u|span|font|table|tr|td)\b[^<>]*>", re.IGNORECASE), "\n"),
     (re.compile(r"\\r\\n|\\[nrt]"), "\n"),
     (re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]"), "\n"),
@@ -103,9 +103,9 @@ def close_lines(text: str) -> str:
     for line in lines:
         bullet = _BULLET.match(line)
         line = line[bullet.end() :] if bullet else line
-        found = _STATEMENT.match(line)
+        statement = _STATEMENT.match(line)
         last = closed[-1].rstrip() if closed else ""
-        if last and not _GOES_ON.search(last) and (bullet or (found and _had_room(last, found, page))):
+        if last and not _GOES_ON.search(last) and (bullet or (statement and _had_room(last, statement, page))):
             closed[-1] = f"{last}."
         closed.append(line)
     return "\n".join(closed)
@@ -124,13 +124,13 @@ def _ascii(text: str) -> str:
     return _FOREIGN.sub(_plain_letter, text)
 
 
-def _plain_letter(found: re.Match[str]) -> str:
+def _plain_letter(match: re.Match[str]) -> str:
     """A letter or sign as ASCII, with a gap where its digits, or its absence, would join numbers beside it."""
-    letter, text = found.group(), found.string
+    letter, text = match.group(), match.string
     plain, before, after = (
         _spelled(letter),
-        text[found.start() - 1 : found.start()],
-        text[found.end() : found.end() + 1],
+        text[match.start() - 1 : match.start()],
+        text[match.end() : match.end() + 1],
     )
     if letter.isdecimal():
         return plain

@@ -168,8 +168,8 @@ def _native_form(dataset: pydicom.Dataset, frame: bytes) -> PixelForm:
 
 
 def _form(dataset: pydicom.Dataset, allocated: int, samples: int = 0) -> PixelForm:
-    said = text(dataset, "PhotometricInterpretation").upper().replace(" ", "_")
-    samples = samples or integer(dataset, "SamplesPerPixel") or (3 if said in _COLOURS else 1)
+    named = text(dataset, "PhotometricInterpretation").upper().replace(" ", "_")
+    samples = samples or integer(dataset, "SamplesPerPixel") or (3 if named in _COLOURS else 1)
     if samples not in (1, 3):
         raise BadImage(f"DICOM with {samples} samples per pixel")
     known, usual = (_COLOURS, "RGB") if samples == 3 else (_GRAYS, "MONOCHROME2")
@@ -181,7 +181,7 @@ def _form(dataset: pydicom.Dataset, allocated: int, samples: int = 0) -> PixelFo
         allocated=allocated,
         stored=stored if 0 < stored <= allocated else allocated,
         signed=samples == 1 and integer(dataset, "PixelRepresentation") == 1,
-        photometric=said if said in known else usual,
+        photometric=named if named in known else usual,
     )
 
 

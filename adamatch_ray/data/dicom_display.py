@@ -84,12 +84,12 @@ def _padding(
     The element's VR may have the other sign, so it is read modulo the bits allocated. A value that the bits stored
     cannot hold is looked for in all bits. A range over half of all values, or of nearly all pixels, is a mistake.
     """
-    said = number(dataset, "PixelPaddingValue")
-    if said is None:
+    padding = number(dataset, "PixelPaddingValue")
+    if padding is None:
         return np.zeros(raw.shape, dtype=np.bool_)
     limit = number(dataset, "PixelPaddingRangeLimit")
     modulus = 1 << form.allocated
-    ends = [int(end) % modulus for end in (said, said if limit is None else limit)]
+    ends = [int(end) % modulus for end in (padding, padding if limit is None else limit)]
     low, high = sorted(end - _below_zero(end, form.allocated, form.signed) for end in ends)
     value = ends[0] - _below_zero(ends[0], form.allocated, form.signed)
     least = -(1 << (form.stored - 1)) if form.signed else 0

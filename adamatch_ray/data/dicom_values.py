@@ -91,8 +91,8 @@ def table(dataset: Dataset, descriptor: str = "LUTDescriptor", data: str = "LUTD
     pydicom reads as many values as the descriptor says and scales by the bits it says; both are often wrong (PS3.3
     lets CR devices write 16 for tables of 12 bits). The data decide: their number, and the bits that they need.
     """
-    said = [int(value) if math.isfinite(value) else 0 for value in [*numbers(dataset, descriptor), 0.0, 0.0, 0.0]]
-    length, first, bits = said[0] % 65536 or 65536, said[1], said[2]
+    words = [int(value) if math.isfinite(value) else 0 for value in [*numbers(dataset, descriptor), 0.0, 0.0, 0.0]]
+    length, first, bits = words[0] % 65536 or 65536, words[1], words[2]
     value = _value(dataset, data)
     if isinstance(value, bytes):
         narrow = len(value) - length in (0, 1) or (bits <= 8 and len(value) < 2 * length < 131072)

@@ -72,11 +72,11 @@ def list_manifest(path: str, columns: ManifestColumns, images: str | None = None
         stem = sources.image_stem(name) or "none"
         study = tables.identifier(cells.get("study", "")) or f"{number}-{stem}"
         subject, split = tables.identifier(cells.get("subject", "")), cells.get("split", "")
-        found = _PATIENT.search(name)
+        patient = _PATIENT.search(name)
         sections = _sections(cells)
         yield sources.source_row(
             study_id=study,
-            subject_id=people.get(subject, subject) or (found[1] if found else study),
+            subject_id=people.get(subject, subject) or (patient[1] if patient else study),
             dicom_id=_unique(stem, seen),
             view_position=cells.get("view", ""),
             split=sources.normalise_split(split) or "",

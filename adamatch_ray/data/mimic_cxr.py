@@ -78,14 +78,14 @@ class _Places:
     labels: dict[str, Labels]
 
     def row(self, subject: str, study: str, dicom_id: str) -> Row:
-        found = self.labels.get(study)
+        labels = self.labels.get(study)
         return sources.source_row(
             study_id=study,
             subject_id=subject,
             dicom_id=dicom_id,
             image_path=_image_path(self.images, subject, study, dicom_id, self.ending),
             report_path=sources.join(self.reports, f"p{subject[:2]}/p{subject}", f"s{study}.txt"),
-            labels=None if found is None else list(found),
+            labels=None if labels is None else list(labels),
             source="mimic_cxr",
         )
 

@@ -165,11 +165,11 @@ def _image(row: Row, image: str, view: str, path: str, stored: bool) -> Row:
 
 def _section(report: ElementTree.Element, label: str) -> str:
     """Text of the last non-empty AbstractText of that label, that of elements inside it included."""
-    found = ""
+    text = ""
     for element in report.iter("AbstractText"):
         if (element.get("Label") or "").strip().upper() == label:
-            found = " ".join("".join(element.itertext()).split()) or found
-    return found
+            text = " ".join("".join(element.itertext()).split()) or text
+    return text
 
 
 def _by_number(name: str) -> tuple[int, str]:

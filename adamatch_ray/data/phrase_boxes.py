@@ -54,7 +54,7 @@ def read_phrase_boxes(path: str) -> list[PhraseAnnotation]:
     lies beside its image, or boxes of one image disagree about its size.
     """
     rows = _json_rows(path) if path.endswith(".json") else _table_rows(path)
-    found: dict[tuple[str, str, str], PhraseAnnotation] = {}
+    annotations: dict[tuple[str, str, str], PhraseAnnotation] = {}
     sizes: dict[str, tuple[float, float]] = {}
     for row in rows:
         for name in ("dicom_id", "phrase", "finding"):
@@ -65,11 +65,11 @@ def read_phrase_boxes(path: str) -> list[PhraseAnnotation]:
             raise ValueError(f"{row.place}: {row.dicom_id} had another size in an earlier row")
         box = _corners(row, width, height)
         key = row.dicom_id, row.phrase, row.finding
-        boxes = found[key].boxes if key in found else ()
-        found[key] = PhraseAnnotation(*key, (*boxes, box), height, width)
-    if not found:
+        boxes = annotations[key].boxes if key in annotations else ()
+        annotations[key] = PhraseAnnotation(*key, (*boxes, box), height, width)
+    if not annotations:
         raise ValueError(f"{path} has no annotations")
-    return list(found.values())
+    return list(annotations.values())
 
 
 class _Layout(NamedTuple):
@@ -121,13 +121,13 @@ def _table_rows(path: str) -> Iterator[_Row]:
 
 
 def _json_rows(path: str) -> Iterator[_Row]:
-    said = tables.read_json(path)
+    content = tables.read_json(path)
     parts = ("images", "annotations", "categories")
-    if not isinstance(said, dict) or not all(_is_list_of_objects(said.get(name)) for name in parts):
+    if not isinstance(content, dict) or not all(_is_list_of_objects(content.get(name)) for name in parts):
         raise ValueError(f"{path}: a COCO-style object with the lists images, annotations and categories is needed")
-    images = {str(image.get("id")): image for image in said["images"]}
-    names = {str(category.get("id")): category.get("name", "") for category in said["categories"]}
-    for number, annotation in enumerate(said["annotations"]):
+    images = {str(image.get("id")): image for image in content["images"]}
+    names = {str(category.get("id")): category.get("name", "") for category in content["categories"]}
+    for number, annotation in enumerate(content["annotations"]):
         place = f"{path}, annotation {number}"
         image, bbox = images.get(str(annotation.get("image_id"))), annotation.get("bbox")
         if image is None:

@@ -76,20 +76,20 @@ def read_predictions(path: str, id_column: str, report_column: str, image_column
     if not sources.exists(path):
         raise ValueError(f"--evaluate.predictions {path}: no such file")
     rows = list(tables.read_table(path))
-    found = dict.fromkeys(name for row in rows for name in row)
+    present = dict.fromkeys(name for row in rows for name in row)
     if not rows:
         raise ValueError(f"{path} has no rows")
-    if id_column not in found or not {report_column, image_column} & found.keys():
+    if id_column not in present or not {report_column, image_column} & present.keys():
         raise ValueError(
             f"{path} needs a column {id_column} and one of {report_column} and {image_column}; it has "
-            f"{', '.join(found)}. Name yours: --evaluate.id_column, --evaluate.report_column, --evaluate.image_column"
+            f"{', '.join(present)}. Name yours: --evaluate.id_column, --evaluate.report_column, --evaluate.image_column"
         )
     keys = [Key(_identifier(row.get(id_column, ""), path), _identifier(row.get("dicom_id", ""), path)) for row in rows]
     if blank := sum(not key.study_id for key in keys):
         raise ValueError(f"{path}: {blank} rows have no {id_column}")
 
     def column(name: str) -> dict[Key, str] | None:
-        if name not in found:
+        if name not in present:
             return None
         return _by_key(((key, _text(row.get(name, ""), name, path)) for key, row in zip(keys, rows, strict=True)), path)
 

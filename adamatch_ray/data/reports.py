@@ -147,5 +147,5 @@ def _last_paragraph(text: str) -> str:
     body = text[frames[-1] :] if frames and text[frames[-1] :].strip() else text
     paragraphs = [part.strip() for part in re.split(r"\n[ \t]*\n", body) if part.strip(" \t\n_")]
     headed = [(part, _HEADER.match(part)) for part in paragraphs]
-    plain = [part for part, found in headed if not (found and _kind(found.group().strip(" \t:")) == "other")]
+    plain = [part for part, header in headed if not (header and _kind(header.group().strip(" \t:")) == "other")]
     return plain[-1] if plain and any(part.body for part in _parts(plain[-1])) else ""

@@ -50,9 +50,9 @@ def source_row(**values: Any) -> Row:
 
 def label_values(cells: Mapping[str, Any], place: str) -> Labels:
     """The 14 labels of a table's row, by column. Raises ValueError, naming the place, for a cell that is none."""
-    said = [str(cells[name]).strip() for name in CHEXPERT_LABELS]
+    texts = [str(cells[name]).strip() for name in CHEXPERT_LABELS]
     try:
-        values = tuple(float(cell) if cell else None for cell in said)
+        values = tuple(float(cell) if cell else None for cell in texts)
     except ValueError:
         values = (2.0,)
     if not {*values} <= {1.0, 0.0, -1.0, None}:

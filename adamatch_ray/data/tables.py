@@ -45,8 +45,8 @@ def read_table(path: str) -> Iterator[Cells]:
             raw = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
             head = _unpacked(path, raw, HEAD)
             raw.seek(0)
-        if said := no_data(head):
-            raise ValueError(f"{path} is no table: {said}")
+        if fault := no_data(head):
+            raise ValueError(f"{path} is no table: {fault}")
         if other := next((name for magic, name in _OTHERS if head.startswith(magic)), ""):
             raise ValueError(f"{path} is {other}: save the table as CSV")
         if head.startswith(b"PAR1"):
@@ -87,10 +87,10 @@ def text(value: Any) -> str:
 
 def identifier(value: Any, letter: str = "") -> str:
     """A cell as an id: "50414267.0" and, with `letter` "s", "s50414267" are 50414267; "007" and "a.0" stay."""
-    said = text(value)
-    whole = _WHOLE.fullmatch(said)
-    said = whole[1] if whole else said
-    return said[1:] if letter and said[:1].lower() == letter and said[1:].isdigit() else said
+    name = text(value)
+    whole = _WHOLE.fullmatch(name)
+    name = whole[1] if whole else name
+    return name[1:] if letter and name[:1].lower() == letter and name[1:].isdigit() else name
 
 
 def decode(data: bytes) -> str:
@@ -102,8 +102,8 @@ def read_json(path: str) -> Any:
     """What a JSON file holds. Raises ValueError naming the file and what is wrong with it."""
     with sources.open_file(path) as stream:
         data = stream.read()
-    if said := no_data(data[:HEAD]):
-        raise ValueError(f"{path} is not JSON: {said}")
+    if fault := no_data(data[:HEAD]):
+        raise ValueError(f"{path} is not JSON: {fault}")
     return _parsed(path, decode(data))
 
 
@@ -173,9 +173,9 @@ def _json_lines(path: str, lines: Iterator[str]) -> Iterator[Cells]:
         yield row
 
 
-def _parsed(place: str, said: str) -> Any:
+def _parsed(place: str, content: str) -> Any:
     try:
-        return json.loads(said)
+        return json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets

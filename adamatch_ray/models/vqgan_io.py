@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adamatch_ray.model_config import VQGANConfig
+from adamatch_ray.model_config import VQGANConfig, from_dict, to_json
 from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.weights import read_weights
 
@@ -33,7 +31,7 @@ def save_pretrained(model: VQGAN, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(to_json(model.config))
 
 
 def load_pretrained(folder: str | Path) -> VQGAN:
@@ -42,12 +40,8 @@ def load_pretrained(folder: str | Path) -> VQGAN:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: give the folder of a trained VQ-GAN")
-    values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
-    unknown = sorted(set(values) - {item.name for item in fields(VQGANConfig)})
-    if unknown:
-        raise ValueError(f"{folder / CONFIG_FILE} has unknown fields {unknown}: it is not the file of a VQ-GAN")
-    values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
-    return _filled(VQGANConfig(**values), read_weights(folder / WEIGHTS_FILE), folder).eval()
+    config = from_dict(VQGANConfig, json.loads((folder / CONFIG_FILE).read_text()))
+    return _filled(config, read_weights(folder / WEIGHTS_FILE), folder).eval()
 
 
 def fingerprint(model: VQGAN) -> str:

@@ -83,11 +83,11 @@ def split_files(studies: Stage, split: str) -> list[InputFile]:
 def table_directions(path: str, wanted: Sequence[str]) -> list[str]:
     """The directions of `wanted` that a table has a column for. Raises ValueError where there is none."""
     present = tables.columns_of(path)
-    found = [direction for direction in wanted if COLUMN[direction] in present]
-    if not found:
+    directions = [direction for direction in wanted if COLUMN[direction] in present]
+    if not directions:
         needed = " or ".join(COLUMN[direction] for direction in wanted)
         raise ValueError(f"generate.manifest {path} needs a column {needed}; it has {', '.join(present) or 'none'}")
-    return found
+    return directions
 
 
 def copy_table(path: str, stage: Stage, limit: int = 0) -> Iterator[InputFile]:

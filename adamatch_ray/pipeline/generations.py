@@ -174,8 +174,8 @@ def _joint_status(statuses: Sequence[str]) -> str:
     return f"{kind}: in the second half, {reason}"
 
 
-def _struct(found: Keyword | Keypatch) -> Row:
-    values = found._asdict()
+def _struct(hint: Keyword | Keypatch) -> Row:
+    values = hint._asdict()
     corners = dict(zip(("x0", "y0", "x1", "y1"), values.pop("box"), strict=True))
     values.pop("patch", None)
     return {**values, **corners}

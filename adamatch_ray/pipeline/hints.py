@@ -68,7 +68,7 @@ class HintCache:
         keywords = self.engine.keywords(images, self.keywords, self.groups, self.least)
         likenesses = self.engine.keypatches([row["report"] for row in rows], self.keypatches * SPARE)
         entries = [
-            [found.entry for found in own if found.study_id != row["study_id"]][: self.keypatches]
+            [keypatch.entry for keypatch in own if keypatch.study_id != row["study_id"]][: self.keypatches]
             for row, own in zip(rows, likenesses, strict=True)
         ]
         texts = [[{"text": k.text, "probability": k.probability, "place": k.place} for k in own] for own in keywords]
@@ -82,17 +82,17 @@ def make_hints(run: StageRun) -> dict[str, int]:
     """Make the missing hint shards of all studies that are tuned or selected on; rows by file within the stage."""
     studies = run.root.stage("studies").require()
     wanted = {name: rows for name, rows in sorted(studies.files.items()) if rows and name.startswith(SPLITS)}
-    config, shown = run.config, run.config.llm.instructions
+    config, prompt = run.config, run.config.llm.instructions
     device = "cuda" if config.scale.gpu else "cpu"
     maker = partial(
         HintCache,
         run.root.uri,
         device,
         config.evaluate.batch_size,
-        keywords=shown.keywords,
-        keypatches=shown.keypatches,
-        groups=keyword_groups(shown),
-        least=shown.least_probability,
+        keywords=prompt.keywords,
+        keypatches=prompt.keypatches,
+        groups=keyword_groups(prompt),
+        least=prompt.least_probability,
     )
     files = {shard.file: shard.rows for shard in spread(list(wanted), maker, config.scale, "llm hints")}
     expected = {f"hints/{name}": rows for name, rows in wanted.items()}
