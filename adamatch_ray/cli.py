@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from adamatch_ray.config import PRESETS, RunConfig, describe, load_config
+from adamatch_ray.config import PRESETS, RunConfig, describe, load_config, meaning_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def parse_command_line(arguments: Sequence[str], usage: str, choices: Sequence[s
             print(help_text(usage))
             raise SystemExit(0)
         if head in switches:
+            if joined:
+                raise ValueError(f"{head} takes no value: give it, or leave it out")
             switches[head] = True
         elif head.startswith("--"):
             if not joined and (not queue or queue[0].startswith("--")):
@@ -66,7 +69,7 @@ def parse_command_line(arguments: Sequence[str], usage: str, choices: Sequence[s
         config=load_config(flags["--config"], overrides),
         config_source=flags["--config"],
         root=root,
-        resume=flags["--resume"],
+        resume=_resume(flags["--resume"]),
         overwrite=switches["--overwrite"],
         dry_run=switches["--dry-run"],
         run_name=flags["--run-name"],
@@ -75,8 +78,17 @@ def parse_command_line(arguments: Sequence[str], usage: str, choices: Sequence[s
     )
 
 
+def _resume(given: str) -> str:
+    """`auto`, `never`, or the folder of a checkpoint as workers elsewhere find it."""
+    if given in ("auto", "never") or "://" in given:
+        return given
+    if not Path(given).is_dir():
+        raise ValueError(f"--resume {given}: neither auto, never nor the folder of a checkpoint")
+    return str(Path(given).resolve())
+
+
 def help_text(usage: str) -> str:
-    """The usage line, the common options and every configuration field with type, default and meaning."""
+    """The usage line, the common options and every configuration field with type, default and meaning, by section."""
     lines = [
         usage.strip(),
         "",
@@ -90,8 +102,9 @@ def help_text(usage: str) -> str:
         "",
         "fields (defaults before the preset is applied):",
     ]
-    for name, kind, default, meaning in describe():
-        lines.append(f"  --{name} <{kind}> [{default}]\n        {meaning}")
+    for section, found in groupby(describe(), lambda field: field[0].split(".")[0]):
+        lines += ["", f"{section}: {meaning_of(section)}"]
+        lines += [f"  --{name} <{kind}> [{default}]\n        {meaning}" for name, kind, default, meaning in found]
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ class DataConfig:
     text_column: str = option("report", "manifest column: report text")
     id_column: str = option("", "manifest column: study id")
     subject_column: str = option("", "manifest column: subject id; default: the one in the path, else the study")
-    split_column: str = option("", "manifest column: split")
+    split_column: str = option("", "manifest column: train, validate or test; default: drawn by subject")
     view_column: str = option("", "manifest column: view position")
     findings_column: str = option("", "manifest column: findings section, when the text is in two columns")
     impression_column: str = option("", "manifest column: impression section")
@@ -170,7 +170,7 @@ class EvaluateConfig:
     probe: int = option(64, "table reading: first studies whose reports are written without keywords as well")
     predictions: str = option("", "CSV, JSONL or parquet of anyone's reports and/or images, scored instead of ours")
     id_column: str = option("study_id", "predictions column: study id (a column dicom_id is read where there is one)")
-    report_column: str = option("report", "predictions column: report")
+    report_column: str = option("report", "predictions column: the text of the report")
     image_column: str = option("image", "predictions column: image path, relative to the file")
     subset: bool = option(False, "predictions are of some studies: score those alone, instead of the rest as missing")
     phrases: str = option(
@@ -202,7 +202,7 @@ class GalleryConfig:
 class ScaleConfig:
     """Workers and what each one holds."""
 
-    workers: int = option(1, "training workers")
+    workers: int = option(1, "training workers; times train.batch_size they are the batch of a step")
     llm_workers: int = option(0, "workers that tune the language model (0: as many as of the others)")
     gpu: bool = option(False, "one GPU per worker")
     cpus_per_worker: float = option(0.5, "CPUs reserved per training worker; leave some for data loading")
@@ -250,7 +250,7 @@ def load_config(source: str, overrides: Mapping[str, str] | None = None) -> RunC
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         given = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
-        raise ValueError(f"{name}: {first['msg']}{given}") from None
+        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}{given}") from None
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -267,6 +267,11 @@ def describe(kind: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, st
             yield from describe(typing.cast(type, hint), name + ".")
         else:
             yield name, _type_name(hint), item.default, item.metadata.get("help", "")
+
+
+def meaning_of(section: str) -> str:
+    """What a section of the configuration is about."""
+    return " ".join((typing.get_type_hints(RunConfig)[section].__doc__ or "").split())
 
 
 def section(config: RunConfig, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class PVTConfig:
     """The image encoder, PVT-medium (v1) by default (docs/method.md 1.1)."""
 
     image_size: int = option(224, "side of the square input, pixels")
-    in_channels: int = option(3, "input channels")
+    in_channels: int = option(3, "channels of the input; gray is replicated")
     patch_size: int = option(4, "side of a stage-1 patch, pixels")
     dims: tuple[int, ...] = option((64, 128, 320, 512), "width of each stage")
     depths: tuple[int, ...] = option((3, 4, 18, 3), "blocks of each stage")
@@ -203,7 +203,9 @@ class LLMConfig:
     tied: bool = option(False, "one matrix for what goes in and what comes out, when made from scratch")
     image_positions: bool = option(False, "learn where image tokens lie: a vector a row and a column, zero at first")
     dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "dtype of the weights")
-    attention: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
+    attention: Literal["sdpa", "eager"] = option(
+        "sdpa", "how attention is computed: by torch's fused kernels, or product by product"
+    )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass")
     seed: int = option(0, "seed of the new rows, and of all weights made from scratch")
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,8 +15,8 @@ import yaml
 from reach import attributes
 from reach import parse as parse_module
 
-from adamatch_ray.cli import one_line, parse_command_line, run_as_command
-from adamatch_ray.config import PRESETS, RunConfig, describe, load_config, section, to_yaml
+from adamatch_ray.cli import help_text, one_line, parse_command_line, run_as_command
+from adamatch_ray.config import PRESETS, RunConfig, describe, load_config, meaning_of, section, to_yaml
 from adamatch_ray.specs import STAGES
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -199,6 +200,21 @@ def test_an_option_without_a_value_says_so(arguments: list[str]) -> None:
         parse(*arguments)
 
 
+@pytest.mark.parametrize("given", ["--overwrite=no", "--dry-run=false"])
+def test_a_switch_takes_no_value_that_it_would_not_heed(given: str) -> None:
+    with pytest.raises(ValueError, match=r"takes no value"):
+        parse_command_line([given], "")
+
+
+def test_a_checkpoint_is_a_folder_that_workers_elsewhere_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    assert parse_command_line(["--resume", "checkpoint"], "").resume == str(tmp_path / "checkpoint")
+    assert parse_command_line(["--resume", "s3://b/checkpoint"], "").resume == "s3://b/checkpoint"
+    with pytest.raises(ValueError, match=r"--resume perhaps: neither auto, never nor the folder"):
+        parse_command_line(["--resume", "perhaps"], "")
+
+
 def test_positional_words_are_taken_where_a_job_has_some() -> None:
     command = parse_command_line(["text", "--root", "r"], "usage", choices=("text", "image"))
     assert command.words == ("text",)
@@ -290,6 +306,14 @@ def test_help_lists_every_field_and_loads_nothing_heavy() -> None:
     for name, kind, default, meaning in describe():
         assert f"  --{name} <{kind}> [{default}]\n        {meaning}" in done.stdout and meaning, name
     assert done.stdout.startswith("usage: python jobs/train_adamatch.py")
+
+
+def test_every_option_says_in_words_what_it_does() -> None:
+    """In a few words that are not its own name, under a section that says what it is about."""
+    told = {name: set(re.findall(r"[a-z]+", meaning.lower())) for name, _, _, meaning in describe()}
+    assert not [name for name, words in told.items() if len(words) < 3 or len(words - set(re.split("[._]", name))) < 2]
+    for group in {name.split(".")[0] for name in told}:
+        assert f"\n{group}: " in help_text("") and len(meaning_of(group).split()) > 3, group
 
 
 @pytest.mark.parametrize("script", sorted(JOBS.glob("*.py")), ids=lambda path: path.stem)
