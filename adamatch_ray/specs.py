@@ -22,8 +22,8 @@ class StageSpec:
     """One stage.
 
     trained: made by training workers, whose number sets the global batch and so the result. served: answers of the
-    service come from it. unused: the parents that a configuration does without. beside: what else decides its output;
-    a user's own file does by its content.
+    service come from it. unused: the parents that a configuration does without. init: the user's own file of weights
+    that training starts from, if any. beside: what else decides its output; a user's own file does by its content.
     """
 
     name: str
@@ -33,6 +33,7 @@ class StageSpec:
     trained: bool = False
     served: bool = False
     unused: "Callable[[RunConfig], Collection[str]]" = lambda config: ()
+    init: "Callable[[RunConfig], str]" = lambda config: ""
     beside: "Callable[[RunConfig], Mapping[str, Any]]" = lambda config: {}
 
     def parents_of(self, config: "RunConfig") -> list[str]:
@@ -77,6 +78,7 @@ _TABLE = (
         ("studies",),
         ("image", "encoder"),
         trained=True,
+        init=lambda config: config.encoder.init,
         # the ablation without adaptive patches needs an encoder of its own
         beside=lambda config: {"adapatch": config.adamatch.adapatch},
     ),
@@ -88,6 +90,7 @@ _TABLE = (
         trained=True,
         served=True,
         unused=lambda config: () if config.adamatch.init == "encoder" else ("encoder",),
+        init=lambda config: "" if config.adamatch.init in ("encoder", "none") else config.adamatch.init,
     ),
     StageSpec("place", "train_place", ("studies", "adamatch"), ("place",), trained=True),
     StageSpec("codebooks", "build_codebooks", ("studies", "adamatch"), ("codebooks",), served=True),
@@ -99,6 +102,7 @@ _TABLE = (
         trained=True,
         served=True,
         unused=lambda config: () if config.vqgan.needs_encoder else ("encoder",),
+        init=lambda config: config.vqgan.init,
     ),
     StageSpec(
         "tokens",

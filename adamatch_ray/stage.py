@@ -24,6 +24,7 @@ class StageRun:
         self.root = Root(command.root)
         self.stage = self.root.stage(name)
         self.name, self.spec = name, STAGES[name]
+        self.init = ""
         self.settings: dict[str, Any] = {}
         self.parents: dict[str, str] = {}
         self.started = time.monotonic()
@@ -37,15 +38,18 @@ class StageRun:
     def begin(self) -> dict[str, Any] | None:
         """None when the work is to be done; otherwise the job's answer (skipped, or a plan printed).
 
-        Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, a parent failed, or
-        another run is making the stage.
+        Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, a file of the user's is
+        not there, a parent failed, or another run is making the stage.
         """
         names = self.spec.parents_of(self.config)
         if self.command.dry_run:
             return self._show_plan(names)
-        self.settings = self._settings()  # first: a file that is not there is told before hours go into parents
-        self.parents = {name: self._parent(name).fingerprint for name in names}
+        # First what is told at once, a file that is not there or a stage made otherwise, before hours go into parents.
+        self.init, self.settings = self._init(), self._settings()
         overwrite = self.command.overwrite
+        if not overwrite and (made := self.stage.manifest()):
+            self.stage.is_done(self.settings, made.parents, overwrite=False)
+        self.parents = {name: self._parent(name).fingerprint for name in names}
         if overwrite or not self._is_done(overwrite=False):
             self._lease = Lease(self.stage, self.command.run_name)
             if not self._is_done(overwrite):  # asked again: another run may have finished it in between
@@ -96,6 +100,14 @@ class StageRun:
                     f"run jobs/{STAGES[name].job}.py with --overwrite, or use another --root"
                 )
         return manifest
+
+    def _init(self) -> str:
+        """The weights that training starts from, as workers in another folder find them; empty where there are none."""
+        given = self.spec.init(self.config)
+        path = Path(given).expanduser()
+        if given and not path.is_file():
+            raise ValueError(f"--{self.name}.init {given}: no such file; nothing is downloaded, name a local one")
+        return str(path.resolve()) if given else ""
 
     def _settings(self) -> dict[str, Any]:
         """All that decides what this run would make, besides its parents."""

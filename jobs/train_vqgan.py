@@ -4,7 +4,6 @@ Train the VQ-GAN that turns X-rays into tokens, or, with --vqgan.train.epochs 0,
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,25 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
             f"studies are stored at {canvas} pixels and this VQ-GAN reads {stage.image_size}: "
             f"use --vqgan.image_size {canvas}, or prepare the data with --data.canvas {stage.image_size}"
         )
-    # Workers run in another folder.
-    init = str(Path(stage.init).resolve()) if stage.init else ""
     if stage.train.epochs == 0:
-        return _adopt(run, init)
+        return _adopt(run)
     from adamatch_ray.train.fit_vqgan import VQGANFitter
     from adamatch_ray.train.launch import fit_stage
 
-    return fit_stage(run, partial(VQGANFitter, init=init), "fidelity")
+    return fit_stage(run, VQGANFitter, "fidelity")
 
 
-def _adopt(run: StageRun, init: str) -> dict[str, Any]:
+def _adopt(run: StageRun) -> dict[str, Any]:
     """Commit a published model as it is."""
     import tempfile
 
     from adamatch_ray.models.vqgan_io import load_checkpoint, save_pretrained
     from adamatch_ray.train.fit_vqgan import model_config
 
-    if not init:
+    if not run.init:
         raise ValueError("--vqgan.train.epochs 0 trains nothing: name a published VQ-GAN with --vqgan.init")
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(load_checkpoint(init, model_config(run.config.vqgan)), folder)
+        save_pretrained(load_checkpoint(run.init, model_config(run.config.vqgan)), folder)
         run.stage.upload(Path(folder), "model")
     return run.finish({"steps": 0})
 

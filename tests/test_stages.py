@@ -101,6 +101,30 @@ def test_a_missing_parent_is_made_first_with_the_same_arguments(
     assert "studies is missing, making it first" in capsys.readouterr().err
 
 
+def test_a_stage_made_otherwise_is_refused_before_its_missing_parents_are_made(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "encoder" / "manifest.json").unlink()
+    monkeypatch.setattr(stages, "run_job", lambda job, arguments: pytest.fail(f"{job} was begun"))
+    with pytest.raises(ValueError, match=r"adamatch was made from other inputs \(adamatch\.dim: 64 -> 32\)"):
+        run("adamatch", root, "--adamatch.dim", "32").begin()
+
+
+@pytest.mark.parametrize("name", ["encoder", "adamatch", "vqgan"])
+def test_weights_that_are_not_there_are_told_before_anything_is_withdrawn(name: str, root: Path) -> None:
+    with pytest.raises(ValueError, match=rf"--{name}\.init none\.pth: no such file"):
+        run(name, root, f"--{name}.init", "none.pth", "--overwrite").begin()
+    assert Root(str(root)).stage(name).manifest()
+
+
+def test_weights_are_given_to_workers_by_their_whole_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    (root / "mine.pth").touch()
+    begun = run("encoder", root, "--encoder.init", "mine.pth", "--overwrite")
+    assert begun.begin() is None and begun.init == str(root / "mine.pth")
+    assert begun.settings["encoder"]["init"] == "mine.pth"
+
+
 def test_a_parent_that_cannot_be_made_names_the_command_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

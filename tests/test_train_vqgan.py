@@ -58,8 +58,8 @@ def canvases(count: int = 4, side: int = 32, seed: int = 0) -> NDArray[np.uint8]
 
 
 def fitter_of(stage: VQGANStage, worker: Worker = ALONE, *, total: int = 8, init: str = "") -> VQGANFitter:
-    settings = TrainSettings("vqgan", "fidelity", "unused", RunConfig(vqgan=stage), total)
-    return VQGANFitter(settings, worker, init=init)
+    settings = TrainSettings("vqgan", "fidelity", "unused", RunConfig(vqgan=stage), total, init=init)
+    return VQGANFitter(settings, worker)
 
 
 def take_step(fitter: VQGANFitter, images: NDArray[np.uint8]) -> dict[str, float]:

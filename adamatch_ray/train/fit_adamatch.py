@@ -38,7 +38,7 @@ class AdaMatchFitter(ModelFitter):
         self.tokenizer = _tokenizer(self.root, self.config.text)
         torch.manual_seed(settings.train.seed)
         model = adamatch.build(adamatch.AdaMatchSizes(self.config.image, self.config.text, self.stage), self.tokenizer)
-        _initialise(model, self.root, self.stage.init)
+        _initialise(model, self.root, settings.init or self.stage.init)
         self.aligned = aligned_words(self.stage.words)
         super().__init__(settings, worker, model)
 

@@ -31,8 +31,8 @@ class EncoderFitter(ModelFitter):
         self.image, self.stage = image, settings.config.encoder
         torch.manual_seed(settings.train.seed)
         model = PyramidVisionTransformer(image)
-        if self.stage.init:
-            load_published(model, load_published_file(self.stage.init), drop_head=True)
+        if settings.init:
+            load_published(model, load_published_file(settings.init), drop_head=True)
         model.freeze_unread()
         super().__init__(settings, worker, model)
 

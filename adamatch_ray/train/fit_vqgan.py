@@ -38,8 +38,7 @@ SHOWN = 8
 class VQGANFitter:
     """Fits both networks with their optimisers, and keeps the codes in use."""
 
-    def __init__(self, settings: TrainSettings, worker: Worker, *, init: str = "") -> None:
-        """`init`: a published VQ-GAN to start from, a path that holds in every worker's folder."""
+    def __init__(self, settings: TrainSettings, worker: Worker) -> None:
         self.settings, self.worker, self.stage = settings, worker, settings.config.vqgan
         self.studies = Root(settings.root).stage("studies")
         train, device = self.stage.train, worker.device
@@ -48,7 +47,7 @@ class VQGANFitter:
             encoder = load_classifier(Root(settings.root)).model.to(device)
         torch.manual_seed(train.seed)
         size = model_config(self.stage)
-        self.model = load_checkpoint(init, size) if init else VQGAN(size)
+        self.model = load_checkpoint(settings.init, size) if settings.init else VQGAN(size)
         self.discriminator = PatchDiscriminator(self.stage.discriminator, self.stage.in_channels)
         for network in (self.model, self.discriminator):
             network.to(device).to(memory_format=torch.channels_last)

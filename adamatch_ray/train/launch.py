@@ -32,7 +32,7 @@ def fit_stage(
     resume = run.command.resume
     _claim_run(run, resume)
     path = resume if resume not in ("auto", "never") else ""
-    result = _fit(run, TrainSettings(run.name, score, run.root.uri, run.config, total, path), make)
+    result = _fit(run, TrainSettings(run.name, score, run.root.uri, run.config, total, path, run.init), make)
     assert result.checkpoint is not None and result.metrics is not None
     steps = result.metrics["step"]
     if steps != total and not result.metrics.get("out_of_time"):

@@ -24,7 +24,10 @@ UNSCORED = -1e9
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What every worker of a training is told. `score` names the metric whose highest value marks the best state."""
+    """What every worker of a training is told.
+
+    `score` names the metric whose highest value marks the best state; `init` is a published file to start from.
+    """
 
     stage: str
     score: str
@@ -32,6 +35,7 @@ class TrainSettings:
     config: RunConfig
     total_steps: int
     resume_path: str = ""
+    init: str = ""
 
     @property
     def train(self) -> TrainConfig:
