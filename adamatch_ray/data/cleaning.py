@@ -13,11 +13,17 @@ _NOTHING = frozenset(("", "nan", "null", "none", "n/a", "na"))
 _ESCAPES = (
     (re.compile(r"_x([0-9A-Fa-f]{4})_"), lambda match: chr(int(match[1], 16))),  # Excel's
     (re.compile(r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|[A-Za-z]{2,8}\d{0,2});"), lambda match: html.unescape(match[0])),
-    (re.compile(r"</?(?:br|p|div|li|ul|ol|b|i|u|span|font|table|tr|td)\b[^<>]*>", re.IGNORECASE), "\n"),
+    (re.compile(r"</?(?:br|p|div|li|ul|ol|table|tbody|tr|h[1-6])\b[^<>]*>", re.IGNORECASE), "\n"),
+    (re.compile(r"</?t[dh]\b[^<>]*>", re.IGNORECASE), "|"),
+    (re.compile(r"</?(?:b|i|u|em|strong|span|font)\b[^<>]*>|\*{2,}", re.IGNORECASE), " "),  # Markdown's, too
     (re.compile(r"\\r\\n|\\[nrt]"), "\n"),
     (re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]"), "\n"),
     (re.compile(r"[\u00ad\u200c-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"), ""),  # nobody sees them
-    (re.compile(r"[\x00-\x08\x0e-\x1f\x7f\u200b]"), " "),
+    (re.compile(r"[\x00-\x08\x0e-\x1f\x7f\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000]"), " "),
+    (re.compile("\uff1a"), ":"),
+    (re.compile(r"^[ \t]*\|[-:| \t]*|[-:| \t]*\|[ \t]*$", re.MULTILINE), ""),  # a table's frame
+    (re.compile(r"[ \t]*\|[ \t|]*|(?<=\w)[ \t]*\.{4,}[ \t]*(?=\w)"), ": "),  # from a name to what is said of it
+    (re.compile(r"[ \t]*[\u2022\u25cf\u25aa\u25e6\u2023\u2043\u25a0\u25ba][ \t]*"), "\n- "),
 )
 _SUPERSCRIPTS = "\u00b2\u00b3\u00b9\u2070\u2074-\u207b"
 _FRACTIONS = "\u00bc-\u00be\u2150-\u215e\u2189"
@@ -25,6 +31,7 @@ _NUMBERS = (
     (re.compile(r"(?<=\d)[\u00b7\u066b\u22c5](?=\d)"), "."),  # a raised dot
     (re.compile(rf"(?<=[\d)])(?=[{_SUPERSCRIPTS}])"), "^"),
     (re.compile(rf"(?<=\d)(?=[{_FRACTIONS}])"), " "),
+    (re.compile(r"(?<!\w)[\u00d8\u00f8\u2205](?!\w|\s*\d)"), "no"),  # before a number it says diameter
 )
 _LETTERS = {
     **dict.fromkeys("\u2018\u2019\u201a\u2032", "'"),
@@ -34,15 +41,20 @@ _LETTERS = {
     **dict.fromkeys("\u2264\u2a7d\u226f", "<="),
     **dict.fromkeys("\u2265\u2a7e\u226e", ">="),
     **dict.fromkeys("\u2248\u223c", "~"),
-    **{"\u2026": "...", "\u00d7": "x", "\u00b5": "u", "\u03bc": "u", "\u00b0": " degrees", "\u00b1": "+/-"},
+    **dict.fromkeys("\u00d7\u2715\u2716\u2a2f", "x"),
+    **{"\u2217": "*", "\u2610": "[ ]", "\u2611": "[x]", "\u2612": "[x]"},
+    **{"\u2026": "...", "\u00b5": "u", "\u03bc": "u", "\u00b0": " degrees", "\u00b1": "+/-"},
     **{"\u2260": "!=", "\u2030": " per mille", "\u2190": "<-", "\u2192": "->"},
     **{"\u2191": " increased ", "\u2193": " decreased "},
     **{"\u00df": "ss", "\u00f8": "o", "\u00e6": "ae", "\u0153": "oe"},
 }
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 # A line that begins with a bullet, a heading or a capital is a statement of its own where the line before had room.
-_BULLET = re.compile(r"^[ \t]*[-*+\u2022\u25cf\u25aa\u25e6\u2023\u2043\u00b7\u2013][ \t]+(?=\S)")
-_STATEMENT = re.compile(r"[ \t]*(?:(?P<heading>[A-Z][A-Za-z /()-]{2,40}:|\[ ?[xX*+]?\])|(?P<word>[A-Z][a-z]+)\b)")
+_BULLET = re.compile(r"^[ \t]*[-*+\u00b7\u2013][ \t]+(?=\S)")
+_BEGINS = r"(?i:no|there|hearts?|lungs?|small|mild|minimal|moderate|large|normal)"  # where nothing or all is in capitals
+_STATEMENT = re.compile(
+    rf"[ \t]*(?:(?P<heading>[A-Z][A-Za-z /()-]{{2,40}}:|[\[(] ?[xX*+]?[\])])|(?P<word>[A-Z][a-z]+|{_BEGINS})\b)"
+)
 _GOES_ON = re.compile(
     r"(?:\b(?:a|an|and|are|as|at|by|compared|for|from|in|is|no|of|on|or|per|than|the|to|via|was|with|without|Dr|Mrs?)"
     r"|[^\w)%\"'])\s*$"
@@ -80,7 +92,7 @@ def clean(text: str) -> str:
     that there is none ("NULL", "nan") is empty.
     """
     text = _without_marks(_without_items(_ascii(close_lines(plain_lines(text)))))
-    return "" if text.strip(" .").lower() in _NOTHING else text
+    return "" if text.strip(" .-#<>").lower() in _NOTHING else text
 
 
 def plain_lines(text: str) -> str:
@@ -104,9 +116,10 @@ def close_lines(text: str) -> str:
         bullet = _BULLET.match(line)
         line = line[bullet.end() :] if bullet else line
         statement = _STATEMENT.match(line)
-        last = closed[-1].rstrip() if closed else ""
+        at = next((at for at in range(len(closed) - 1, -1, -1) if closed[at].strip()), 0)
+        last = closed[at].rstrip() if closed else ""
         if last and not _GOES_ON.search(last) and (bullet or (statement and _had_room(last, statement, page))):
-            closed[-1] = f"{last}."
+            closed[at] = f"{last}."
         closed.append(line)
     return "\n".join(closed)
 

@@ -168,7 +168,7 @@ def _native_form(dataset: pydicom.Dataset, frame: bytes) -> PixelForm:
 
 
 def _form(dataset: pydicom.Dataset, allocated: int, samples: int = 0) -> PixelForm:
-    named = text(dataset, "PhotometricInterpretation").upper().replace(" ", "_")
+    named = text(dataset, "PhotometricInterpretation").upper().replace(" ", "_").replace("MONOCHROME_", "MONOCHROME")
     samples = samples or integer(dataset, "SamplesPerPixel") or (3 if named in _COLOURS else 1)
     if samples not in (1, 3):
         raise BadImage(f"DICOM with {samples} samples per pixel")

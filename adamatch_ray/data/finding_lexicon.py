@@ -173,30 +173,31 @@ BREAK = (
 )
 """Where the reach of a negating or hedging word ends inside a sentence."""
 
-_SEPARATOR = r"\s*(?::|=|\s-+\s)\s*"
+_SEPARATOR = r"\s*(?::|=|-+>|\s-+\s)\s*"
 _WHAT = r"^(?:[-*]\s*)?(?!.*\b(?:no|not|without)\b[^:=]*[:=])(?P<what>[a-z][\w ,/()-]{1,60}?)" + _SEPARATOR
 _UNSEEN = (
     r"not (?:\w+ )?(?:seen|present|identified|visuali[sz]ed|evident|detected|noted|demonstrated|appreciated|apparent)"
 )
 _NONE = (
     rf"(?:(?:none|nil|nothing|neg(?:ative)?|absent|denied|resolved|{_UNSEEN}|no evidence)\b[^,;:]*"
-    r"|(?:no|non|n|false|0|-|\(-\)))"
+    r"|(?:no|non|n|without|false|0|-|\(-\)|[\[(]\s*[\])]))"
 )
 _PERHAPS = (
     r"(?:possibl[ey]|probabl[ey]|(?:un)?likely|questionable|equivocal|suspected|suspicious|indeterminate|uncertain|maybe|\?"
     r"|(?:can ?not|can't|not) (?:be )?(?:excluded|ruled out))"
 )
-_SEEN = r"(?:yes|y|present|pos(?:itive)?|seen|true|1|\+|\(\+\))"
+_SEEN = r"(?:yes|y|present|pos(?:itive)?|seen|true|1|\+|\(\+\)|[\[(]\s*[x*+]\s*[\])])"
 _ANATOMY = (
     r"(?:heart|cardi\w+|mediastin\w+|silhouette|contours?|bon[ey]s?|osseous|ribs?|pleural? spaces?|cp angles?|lungs?)"
 )
 
 FORM = (
-    (r"^\[\s*\]\s*(?=\w)", "no "),
-    (r"^\[\s*[x*+]\s*\]\s*(?=\w)", ""),
+    (r"^(?:[\[(]\s*[\])]|(?:no|none|absent|negatives?|not (?:seen|present)):)\s*(?=\w)", "no "),
+    (r"^[\[(]\s*[x*+]\s*[\])]\s*(?=\w)", ""),
+    (r"^(?P<what>[a-z][\w /-]{1,40}?)\s*(?P<box>[\[(]\s*[x*+]?\s*[\])])\s*[.!;,]*$", r"\g<what>: \g<box>"),
     (rf"{_WHAT}(?:n/?a|unknown|not (?:applicable|assessed|evaluated|mentioned))\s*[.!;,]*$", ""),
     (rf"{_WHAT}{_NONE}\s*[.!;,]*$", r"no \g<what>"),
-    (r"^(?!no\b)(?P<what>[a-z][\w /-]{1,40}?)\s+\(?(?:none|nil|absent|negative)\)?\s*[.!;,]*$", r"no \g<what>"),
+    (r"^(?!no\b)(?P<what>[a-z][\w /-]{1,40}?)[\s;-]+\(?(?:none|nil|absent|negative)\)?\s*[.!;,]*$", r"no \g<what>"),
     (rf"{_WHAT}(?P<says>(?:there is )?no (?!(?:\w+ )?(?:change|interval|increase)).*)$", r"no \g<what>; \g<says>"),
     (rf"{_WHAT}{_PERHAPS}\s*[.!;,?]*$", r"possible \g<what>"),
     (rf"{_WHAT}{_SEEN}\s*[.!;,]*$", r"\g<what>"),

@@ -24,26 +24,43 @@ _KINDS = (
         (
             *("EXAM", "REASON", "INDICATION", "HISTORY", "TECHNIQUE", "COMPARISON", "PROCEDURE", "RECOMMENDATION"),
             *("NOTIFICATION", "CLINICAL", "STUDY", "DATE", "SIGNED", "DICTATED", "NOTE", "CONTRAST", "PATIENT"),
-            *("ACCESSION", "ATTENDING", "ELECTRONICALLY"),
+            *("ACCESSION", "ATTENDING", "ELECTRONICALLY", "CLIN", "HX", "SYMPTOM", "COMPLAINT", "CHIEF", "ORDER"),
+            *("REQUEST", "REFERR", "PHYSICIAN", "PROVIDER", "PROTOCOL", "TECHNIC", "STUDIES", "ADMITTING"),
+            *("DIAGNOSIS CODE", "RADIOLOGIST", "APPROVED", "VERIFIED", "TRANSCRIBED"),
         ),
     ),
     ("summary", ("SUMMARY",)),
 )
-"""What a header is, by the first row that has one of its words."""
+"""What a header is, by the first row of which a word of it begins like one."""
 
-_MISSPELT = {"FINDINGS": "findings", "IMPRESSION": "impression", "CONCLUSION": "impression"}
+_WHOLE = {
+    **dict.fromkeys(("OPINION", "ASSESSMENT", "INTERPRETATION", "DIAGNOSIS", "IMP"), "summary"),
+    **dict.fromkeys(("PRIOR", "PRIORS", "PREVIOUS", "QUESTION"), "other"),
+}
+"""Headers by all their words: "differential diagnosis" and "previous sternotomy" are none."""
+_MISSPELT = {
+    **{"FINDINGS": "findings", "IMPRESSION": "impression", "CONCLUSION": "impression"},
+    **dict.fromkeys(("INDICATION", "HISTORY", "COMPARISON", "TECHNIQUE", "EXAMINATION"), "other"),
+}
+_ORGAN = re.compile(r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BONE|OSSEOUS|AIRWAY|DIAPHRAGM|LINES|TUBES|DEVICES|SUPPORT DEV)")
 _WORDS = "|".join(word for _, words in _KINDS for word in words)
 _NAMES = "|".join(word.capitalize() for word in _WORDS.split("|") if word != "NOTE")
 _TITLE = (
-    rf"(?:{_NAMES})[a-z]*(?:[ /](?:[A-Z][a-z]+|and|date|exam\w*|findings|for|history|indication|info\w*|of|the)){{0,3}}"
+    rf"(?:{_NAMES})[a-z]*(?:[ /](?:[A-Z][a-z]+|and|by|data|date|diagnosis|exam\w*|findings|for|history|hx|indication"
+    r"|info\w*|of|physician|question|reason|studies|the)){0,3}"
+)
+_PICTURE = (
+    "CHEST|X-?RAYS?|XR|CXR|RADIOGRAPHS?|VIEWS?|FRONTAL|LATERAL|PORTABLE|UPRIGHT|SUPINE|PA|AP|AND|OF|THE|ONE|TWO|SINGLE"
 )
 _HEADER = re.compile(
-    # An upper-case phrase, or a title that begins with a section's name, at the start of a line and before a colon (not
-    # a clock's).
-    rf"^[ \t]*(?P<line>[A-Z](?:[A-Z0-9 ,/&()'#+-]|\.(?! )){{1,70}}|{_TITLE}|(?i:findings|impression))[ \t]*:(?!\d)"
+    # An upper-case phrase, a title that begins with a section's name, or a single word, at the start of a line and
+    # before a colon (not a clock's).
+    rf"^[ \t]*\[?(?P<line>[A-Z](?:[A-Z0-9 ,/&()'#+-]|\.(?! )){{1,70}}|{_TITLE}"
+    rf"|[A-Z][A-Za-z]{{2,14}}(?: exam\w*| studies)?|(?i:findings|impression))\]?[ \t]*:(?!\d)"
     # A section's name alone on a line, or in the middle of one, as where a whole report stands in a line.
-    r"|^[ \t]*(?P<alone>[A-Z]{6,15}|FINAL REPORT)[ \t]*$"
+    rf"|^[ \t]*(?P<alone>[A-Z]{{6,15}}|FINAL REPORT|(?:(?:{_PICTURE}|\d)\b[ ,/&()-]*)+|{_TITLE})[ \t]*$"
     rf"|(?<=[\s.])(?P<inline>(?:{_WORDS})[A-Z ()/&]{{0,40}}|[A-Z]{{7,14}}|{_TITLE}):(?!\d)"
+    rf"|^[ \t]*(?P<dashed>(?:{_WORDS})[A-Z]*(?: [A-Z]+){{0,3}}|{_TITLE})[ \t]+-+[ \t]"
     # A preliminary reading or an addendum carries a date after its name, and often no colon.
     r"|^[ \t]*(?P<dated>WET ?READ\b[^\n]*|(?:FINAL )?ADDENDUM[^\n:a-z]*)$",
     re.MULTILINE,
@@ -107,9 +124,12 @@ def _parts(text: str) -> list[_Part]:
     parts: list[_Part] = []
     kind, start = "", 0
     for match in _HEADER.finditer(text):
-        new = _kind(next(filter(None, match.groups())), begins_line=match["line"] is not None)
+        new = _kind(next(filter(None, match.groups())), begins_line=bool(match["line"] or match["alone"]))
+        if new == "organ" and kind == "other":  # findings without a header of their own
+            parts.append(_Part(kind, text[start : match.start()].strip()))
+            kind, start = "findings", match.start()
         # "LUNGS:" or "AP CHEST:" within the findings is a part of them.
-        if not new or (new == "view" and kind in ("findings", "impression") and text[start : match.start()].strip()):
+        if new in ("", "organ") or (new == "view" and kind in ("findings", "impression") and text[start : match.start()].strip()):
             continue
         if new == "view" and kind == "impression":
             continue
@@ -128,11 +148,18 @@ def _described(parts: list[_Part]) -> Sections | None:
 @lru_cache(maxsize=4096)
 def _kind(header: str, begins_line: bool = True) -> str:
     words = header.upper().split()
+    if all(len(word) == 1 for word in words):
+        words = ["".join(words)]  # F I N D I N G S
+    said = " ".join(words)
     for kind, names in _KINDS:
-        if any(name in " ".join(words) for name in names):
+        if re.search(rf"\b(?:{'|'.join(names)})", said):
             return kind
+    if said in _WHOLE:
+        return _WHOLE[said]
+    if begins_line and _ORGAN.match(said):
+        return "organ"
     for word in words:
-        if near := difflib.get_close_matches(word, _MISSPELT, 1, 0.86):
+        if near := difflib.get_close_matches(word, _MISSPELT, 1, 0.85):
             return _MISSPELT[near[0]]
     return "view" if begins_line and _VIEW.search(header) else ""
 

@@ -8,19 +8,24 @@ import re
 import unicodedata
 
 
-def _starts(words: str, after: str = "") -> re.Pattern[str]:
-    """Finds words that begin like one of these, or, with a bar at its end, are one of these."""
+def _starts(words: str, after: str = "", anywhere: str = "") -> re.Pattern[str]:
+    """Finds words that begin like one of these, or, with a bar at its end, are one of these.
+
+    Those `anywhere` are of scripts that put no space between words.
+    """
     stems = "|".join(word.replace("|", r"\b").replace("+", " ?") for word in words.split())
-    return re.compile(rf"\b{after}(?:{stems})")
+    return re.compile("|".join([rf"\b{after}(?:{stems})", *anywhere.split()]))
 
 
 _FRONTAL = _starts(
-    "PA| AP| PAERECT APERECT APSUPINE APPORTABLE FRONT FACE| FRENTE| DV| POSTER\\w*+ANTER ANTER\\w*+POSTER"
-    " R+10206| R+10214| 399348003| 272479007|"  # SNOMED's codes, in its two forms
+    "PA\\d?| AP\\d?| PAERECT APERECT APSUPINE APPORTABLE FRONT FACE| FRENTE| DV| VD| DORSO+VENTR VENTRO+DORS POSTER\\w*+ANTER ANTER\\w*+POSTER"
+    " R+10206| R+10214| 399348003| 272479007|",  # SNOMED's codes, in its two forms
+    anywhere="正 后前 後前 前后 前後 ПРЯМАЯ 정면",
 )
 _SIDEWAYS = _starts(
     "(?:[LR]T?)?LAT LL| RL| LLD| RLD| LLO| RLO| LAO| RAO| LPO| RPO| LXT| RXT| [LR]\\b(?!+\\d{5}) L\\d AXIAL LAXIAL AX|"
-    " OBL SCHRAG SCHRAEG SCHRAAG LORDO SWIM XTABLE CROSS TANGEN COSTAL APICAL APEX PROFIL PERFIL SEIT SAGIT CORONAL"
+    " OBL SCHRAG SCHRAEG SCHRAAG LORDO SWIM XTABLE CROSS TANGEN COSTAL APICAL APEX PROFIL PERFIL SEIT SAGIT CORONAL",
+    anywhere="侧 側 斜 БОКОВ КОС 측면",
 )
 # Of another view than the frontal one, even beside AP or PA.
 _FLAT = _starts("SUPIN PRON DORSAL VENTRAL")
@@ -28,26 +33,29 @@ _FLAT = _starts("SUPIN PRON DORSAL VENTRAL")
 
 _CHEST = re.compile(
     "CHEST|THORA|THORX|T.{0,2}RAX|TORAC|TORAK|CXR|PECHO|TORSO|LUNG|LONGEN|PULM|POLMON|POUMON|PLUC|RIB|RIPPE|COSTAE|TRUNK"
-    "|BRYST|BROST|RINTA|KLATK|GOGUS"
+    "|BRYST|BROST|RINTA|KLATK|GOGUS|AKCIGER|胸|肺|ГРУД|ЛЕГК|흉|가슴"
 )
-_SPINE = _starts("\\w*SPIN VERTEB \\w*WIRBEL COLUMN COLUNA COLONN RACHIS [CTLBH]WS| [CTL]+SP \\w*WERVEL SCOLIO SKOLIO")
+_SPINE = _starts(
+    "\\w*SPIN VERTEB \\w*WIRBEL COLUMN COLUNA COLONN RACHIS [CTLBH]WS| [CTL]+SP \\w*WERVEL SCOLIO SKOLIO",
+    anywhere="[胸腰颈頸]椎 脊[柱椎] ПОЗВОН 척추 [흉요경]추",
+)
 # Refused beside a word for the chest, too: that is the thoracic spine.
 _OTHER = _starts(
     # the belly, the hip and the neck
-    "ABDOM ABD| KUB| BAUCH VENTRE BUIK PELVI PELVE BECKEN BASSIN BACIN BEKKEN HIPS?| HUFT HUEFT HANCHE CADERA QUADRIL"
-    " ANCA| HEUP SACR KREUZBEIN COCCY STEISS SIJ| NECK HALS| COU| CUELLO PESCOCO COLLO| CERVIC LUMB LOMB LENDEN"
+    "ABDOM ABD| KUB| BAUCH VENTRE BUIK PELVI PELVE BECKEN BASSIN BACI[NA] BEKKEN KARIN BATIN HIPS?| HUFT HUEFT HANCHE CADERA QUADRIL"
+    " ANCA| KALCA HEUP SACR KREUZBEIN COCCY STEISS SIJ| NECK HALS| COU| CUELLO PESCOCO COLLO| CERVIC LUMB LOMB LENDEN BEL| BOYUN"
     # the head
-    " SKULL SCHADEL SCHAEDEL CRAN HEAD KOPF TETE CABEZA CABECA TESTA| HOOFD FACI ORBIT SINUS NASAL NASEN NOSE EYES?|"
+    " SKULL SELLA PANOR KAFA SCHADEL SCHAEDEL CRAN HEAD KOPF TETE CABEZA CABECA TESTA| HOOFD FACI ORBIT SINUS NASAL NASEN NOSE EYES?|"
     " EARS?| MANDIB UNTERKIEFER MAXILL OBERKIEFER JAW TMJ TOOTH TEETH DENTAL ZAHN BRAIN MASTOID"
     # the shoulder and the arm
-    " SHOULD SCHULTER EPAULE HOMBRO OMBRO SPALLA SCHOUDER CLAV SCHLUSSELB SCAPUL HUMER UMERO ARMS?| BRAS| BRAZO BRACO"
+    " SHOULD OMUZ SCHULTER EPAULE HOMBRO OMBRO SPALLA SCHOUDER CLAV SCHLUSSELB SCAPUL HUMER UMERO ARMS?| BRAS| BRAZO BRACO"
     " BRACCIO OBERARM UPPERARM UPPER+ARM FOREARM UNTERARM ANTEBR AVANTBRAS AVAMBR ELBOW ELLBOGEN ELLEBOOG COUDE CODO|"
-    " COTOVELO GOMITO RADIUS ULNA WRIST POIGNET MUNECA PUNHO POLSO POLS| SCAPHOID HAND MAINS?| MANOS?| MAO| MANI|"
+    " COTOVELO GOMITO RADIUS ULNA DIRSEK WRIST POIGNET MUNECA PUNHO POLSO POLS| SCAPHOID HAND EL| MAINS?| MANOS?| MAO| MANI|"
     " FINGER DOIGT DEDO DITO THUMB DAUMEN POUCE PULGAR POLLICE CARP METACARP"
     # the leg
-    " FEMUR FEMOR THIGH OBERSCHENKEL CUISSE MUSLO COXA KNEE KNIE GENOU RODILL JOELHO GINOCCH PATELL LEGS?| BEIN JAMBE"
+    " FEMUR FEMOR THIGH OBERSCHENKEL CUISSE MUSLO COXA KNEE DIZ| KNIE GENOU RODILL JOELHO GINOCCH PATELL LEGS?| BEIN JAMBE"
     " PIERNA PERNA GAMBA UNTERSCHENKEL LOWERLEG TIBIA FIBUL ANKLE SPRUNGGEL CHEVILL TOBILL TORNOZ CAVIGLI ENKEL CALCAN"
-    " HEEL FERSE TALON FOOT FEET FUSS PIEDS?| PIEDE PIES?| VOET TOES?| ZEHE ORTEIL METATARS TARS EXTREM LIMB"
+    " HEEL FERSE TALON FOOT AYAK PE| FEET FUSS PIEDS?| PIEDE PIES?| VOET TOES?| ZEHE ORTEIL METATARS TARS EXTREM LIMB"
     # not one part of a person, or not a plain X-ray of the chest
     " WHOLE+BODY BREAST MAMM PHANTOM TEST+PATTERN SPECIMEN"
     # SNOMED's codes, in its two forms
@@ -56,6 +64,8 @@ _OTHER = _starts(
     " 56459004| 72696002| 70258002| 16982005| 89546000| 76752008| 122494005| 122495006| 122496007| 421060004| 74670003|"
     " 127949000| 24136001| 71341001| 30021000| 14975008| 7569003| 29707007| 51299004| 85050009| 40983000|",
     after="(?:LEFT|RIGHT|[LR]T?)?",
+    anywhere="腹 骨盆 骨盤 膝 [手足腕踝肘肩髋髖股] [头頭]部? 颅 頸 颈 ЖИВОТ БРЮШ ТАЗ КОЛЕН КИСТ СТОП ЧЕРЕП ГОЛОВ ПЛЕЧ ЛОКТ"
+    " 무릎 손 발 복부 머리 두부 골반 어깨",
 )
 _FOREIGN = re.compile("CT|MR|US|NM|PT|MG|IO|PX|OP|OPT|ES|GM|SM|XC|ECG|BMD")
 # No plain X-rays. RF and XA stay, as some devices call a radiograph so, and so do OT and SC, which are film scanners.
@@ -63,7 +73,7 @@ _FOREIGN = re.compile("CT|MR|US|NM|PT|MG|IO|PX|OP|OPT|ES|GM|SM|XC|ECG|BMD")
 
 def view_problem(view: str, blank_is_frontal: bool) -> str:
     """Why a view is no good for matching, or an empty string: it is frontal if it is PA or AP, in any spelling."""
-    if not _words(view):
+    if not view.strip(" _-./"):
         return "" if blank_is_frontal else "view position is blank"
     return "" if is_frontal(view) else f"view {' '.join(view.upper().replace('_', ' ').split())[:24]} is not frontal"
 
@@ -97,6 +107,6 @@ def modality_problem(modality: str) -> str:
 def _words(name: str) -> str:
     """Capital letters and digits of a name without accents, a space between its words; "p.a." and "P/A" are PA."""
     plain = unicodedata.normalize("NFKD", name.replace("ß", "ss")).upper()
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    plain = unicodedata.normalize("NFC", "".join(letter for letter in plain if not unicodedata.combining(letter)))
     plain = re.sub(r"(?<=\b[A-Z])\s*[./ -]\s*(?=[A-Z]\b)", "", plain.replace("_", " "))
-    return " ".join(re.findall(r"[0-9A-Z]+", plain))
+    return " ".join(re.findall(r"[^\W_]+", plain))
