@@ -9,7 +9,7 @@ _NO_DATA = (
     (re.compile(rb"\Z"), "it is empty"),
     (re.compile(rb"version https://git-lfs"), "it is a Git LFS pointer, not the file: fetch that with `git lfs pull`"),
     (
-        re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|script)", re.IGNORECASE),
+        re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE),
         "it is a web page, not the file: the download asked for a login or a confirmation",
     ),
 )

@@ -159,7 +159,7 @@ def _corners(row: _Row, width: float, height: float) -> Box:
 
 def _number(place: str, name: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = tables.number(value)
     except (TypeError, ValueError):
         raise ValueError(f"{place}: {name} {value!r} is no number") from None
     if not math.isfinite(number):

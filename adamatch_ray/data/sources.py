@@ -52,7 +52,7 @@ def label_values(cells: Mapping[str, Any], place: str) -> Labels:
     """The 14 labels of a table's row, by column. Raises ValueError, naming the place, for a cell that is none."""
     texts = [str(cells[name]).strip() for name in CHEXPERT_LABELS]
     try:
-        values = tuple(float(cell) if cell else None for cell in texts)
+        values = tuple(float(cell.replace(",", ".")) if cell else None for cell in texts)
     except ValueError:
         values = (2.0,)
     if not {*values} <= {1.0, 0.0, -1.0, None}:

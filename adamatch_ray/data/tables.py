@@ -1,4 +1,4 @@
-"""Anyone's table — CSV, JSON lines or parquet, packed or not — as rows of cells, whatever wrote it.
+"""Anyone's table — CSV, JSON or parquet, packed or not — as rows of cells, whatever wrote it.
 
 What a file is, is told by its content, not by its name. Text stays text ("001" and "NA" are themselves); only what
 means that there is no value is an empty cell. Every fault is a ValueError of one line that names the file.
@@ -25,15 +25,21 @@ Cells = dict[str, Any]
 """One row by column: text, or what JSON and parquet hold besides; an empty string where there is no value."""
 
 LONGEST_LINE = 1 << 24
-_MISSING = frozenset(("", "nan", "none", "null", "<na>", "nat", "#n/a"))
-_WHOLE = re.compile(r"(\d+)\.0+")
+_MISSING = frozenset(("", "nan", "none", "null", "<na>", "nat", "#n/a", "n/a"))
+_WHOLE = re.compile(r"(\d+)(?:\.0+|,0)")
+_ESCAPED = re.compile(r"""="(.*)"|'([=+@-].*)""", re.DOTALL)  # so that a spreadsheet takes it for text
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # what Excel writes above a header
+_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3})+")
 _DELIMITERS = ",;\t|"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_OTHERS = ((b"PK\x03\x04", "a zip archive or a spreadsheet"), (b"\xd0\xcf\x11\xe0", "a spreadsheet"))
+_OTHERS = (
+    *((b"PK\x03\x04", "a zip archive or a spreadsheet"), (b"\xd0\xcf\x11\xe0", "a spreadsheet")),
+    *((b"BZh", "packed by bzip2"), (b"\xfd7zXZ", "packed by xz"), (b"\x28\xb5\x2f\xfd", "packed by zstd")),
+)
 
 
 def read_table(path: str) -> Iterator[Cells]:
-    """Rows of a table, streamed; a line that begins with a brace makes it JSON lines.
+    """Rows of a table, streamed; a brace at its beginning makes it JSON lines, a bracket a JSON list (read at once).
 
     The delimiter of a CSV is told by its header: comma, semicolon, tab or bar. Bytes that are no UTF-8 are read as
     Windows text. Raises ValueError for a file that is no table, is cut or damaged, or has a row that cannot be meant.
@@ -56,8 +62,9 @@ def read_table(path: str) -> Iterator[Cells]:
             if b"\0" in head and encoding != "utf-16":
                 raise ValueError(f"{path} is no table: it is not text")
             lines = _lines(path, io.TextIOWrapper(raw, encoding=encoding, errors=_AS_WINDOWS, newline=""))
-            json_lines = re.match(rb"(?:\xef\xbb\xbf)?\s*[{\[]", head) is not None
-            rows = _json_lines(path, lines) if json_lines else _csv(path, lines)
+            opened = re.match(rb"(?:\xef\xbb\xbf)?\s*([{\[])", head)
+            read = {None: _csv, b"{": _json_lines, b"[": _json_list}[opened and opened[1]]
+            rows = read(path, lines)
         for row in rows:
             yield cells(row)
 
@@ -93,6 +100,12 @@ def identifier(value: Any, letter: str = "") -> str:
     return name[1:] if letter and name[:1].lower() == letter and name[1:].isdigit() else name
 
 
+def number(value: Any) -> float:
+    """A cell as a number, its comma that of a decimal. Raises ValueError for one that is none, or has thousands."""
+    said = str(value).strip()
+    return float(said if _THOUSANDS.fullmatch(said) else said.replace(",", "."))
+
+
 def decode(data: bytes) -> str:
     """Text of a file: UTF-16 with its mark, else UTF-8, whose undecodable bytes are read as Windows text."""
     return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig", _AS_WINDOWS)
@@ -110,7 +123,11 @@ def read_json(path: str) -> Any:
 def _present(value: Any) -> Any:
     if value is None or (isinstance(value, float) and value != value):
         return ""
-    return "" if isinstance(value, str) and value.strip().lower() in _MISSING else value
+    if not isinstance(value, str):
+        return value
+    if escaped := _ESCAPED.fullmatch(value.strip()):
+        value = escaped[1] if escaped[2] is None else escaped[2]
+    return "" if value.strip().lower() in _MISSING else value
 
 
 def _unpacked(path: str, packed: BinaryIO, size: int) -> bytes:
@@ -137,8 +154,10 @@ def _lines(path: str, stream: io.TextIOWrapper) -> Iterator[str]:
 
 def _csv(path: str, lines: Iterator[str]) -> Iterator[Cells]:
     header = next((line for line in lines if line.strip()), "")
+    said = _SEPARATOR.fullmatch(header)
+    header = next((line for line in lines if line.strip()), "") if said else header
     bare = re.sub(r'"[^"]*"', "", header)
-    delimiter = max(_DELIMITERS, key=bare.count)
+    delimiter = said[1] if said else max(_DELIMITERS, key=bare.count)
     # Strict, because a quote that is not closed would otherwise swallow the rows behind it.
     reader = csv.reader(_chained(header, lines), delimiter=delimiter, strict=True)
     try:
@@ -170,6 +189,13 @@ def _json_lines(path: str, lines: Iterator[str]) -> Iterator[Cells]:
         row = _parsed(place, line)
         if not isinstance(row, dict):
             raise ValueError(f"{place}: a JSON object is needed")
+        yield row
+
+
+def _json_list(path: str, lines: Iterator[str]) -> Iterator[Cells]:
+    for number, row in enumerate(_parsed(path, "".join(lines)), start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, entry {number}: a JSON object is needed")
         yield row
 
 
