@@ -66,7 +66,9 @@ def test_cleaning_never_changes_a_number(parts: list[tuple[tuple[str, str], str]
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.text(
-        alphabet=st.sampled_from("aB1209 .,;:!?-/()&<>_xX\n\t\\nr\u00bd\u200b\u2028\ufffd\u00e9\u0663\u2460\ufeff"),
+        alphabet=st.sampled_from(
+            "aB1209 .,;:!?-/()[]&<>_xX|*=+'\"\u2022\u00d8\u2610\uff1a\n\t\\nr\u00bd\u200b\u2028\ufffd\u00e9\u0663\u2460\ufeff"
+        ),
         max_size=60,
     )
 )
@@ -96,6 +98,17 @@ def test_digits_of_any_text_keep_their_order_and_never_grow_together(text: str) 
         ("Lungs clear.\\nHeart normal.<br/>No edema.", "Lungs clear. Heart normal. No edema."),
         ("- No pneumothorax\n- Small effusion", "No pneumothorax. Small effusion"),
         ("No pneumothorax\nSmall effusion", "No pneumothorax. Small effusion"),
+        ("NO PNEUMOTHORAX\nSMALL EFFUSION", "NO PNEUMOTHORAX. SMALL EFFUSION"),
+        ("no pneumothorax\nsmall effusion", "no pneumothorax. small effusion"),
+        ("\u2022 No pneumothorax \u2022 Small effusion", "No pneumothorax. Small effusion"),
+        ("<p>No effusion</p>\n\n<p><b>Heart</b> normal</p>", "No effusion. Heart normal"),
+        ("| Effusion | none |\n|---|---|\n| Heart | 3 cm |", "Effusion: none. Heart: 3 cm"),
+        ("<tr><td>Effusion</td><td>none</td></tr>", "Effusion: none"),
+        ("Effusion ........ none, 3 \u2715 4 cm", "Effusion: none, 3 x 4 cm"),
+        ("**Lungs:** clear\u3000now", "Lungs: clear now"),
+        ("Effusion: \u00d8, nodule \u00d8 5 mm", "Effusion: no, nodule 5 mm"),
+        ("#N/A", ""),
+        ("--", ""),
         ("No evidence of\nPneumonia or\nEdema", "No evidence of Pneumonia or Edema"),
         ("The heart is enlarged and there are signs of failure as before in this\nPatient", None),
     ],
@@ -125,6 +138,16 @@ def test_misspelt_headers_are_headers(word: str, other: str) -> None:
         f"Clinical history: Edema?\nFindings: {FINDINGS}\nImpression: {IMPRESSION}\nRecommendation: Follow-up CT.\n",
         f"TECHNIQUE\nTwo views.\nFINDINGS\n{FINDINGS}\nIMPRESSION\n{IMPRESSION}\n",
         f"FINDINGS: {FINDINGS}\nIMPRESSION: {IMPRESSION}\nADDENDUM 12/3:\nTold to the ward.\n",
+        f"History\nEdema?\n\nFindings\n{FINDINGS}\n\nImpression\n{IMPRESSION}\n",
+        f"History - Edema?\nFindings - {FINDINGS}\nImpression - {IMPRESSION}\n",
+        f"**History:** Edema?\n**Findings:** {FINDINGS}\n**Impression**: {IMPRESSION}\n",
+        f"[HISTORY]: Edema?\n[FINDINGS]: {FINDINGS}\n[IMPRESSION]: {IMPRESSION}\n",
+        f"<b>HISTORY</b>: Edema?<br><b>FINDINGS</b>: {FINDINGS}<br><b>IMPRESSION</b>: {IMPRESSION}",
+        f"| HISTORY | Edema? |\n| FINDINGS | {FINDINGS} |\n| IMPRESSION | {IMPRESSION} |\n",
+        f"HISTORY\uff1aEdema?\nFINDINGS\uff1a{FINDINGS}\n\u00a0IMPRESSION\u00a0:\u00a0{IMPRESSION}\n",
+        f"F I N D I N G S: {FINDINGS}\n\nI M P R E S S I O N: {IMPRESSION}\n",
+        f"FINDlNGS: {FINDINGS}\n\nOPINION: {IMPRESSION}\nHISOTRY: Edema?\n",
+        f"FINDINGS: {FINDINGS}\nIMPRESSION: {IMPRESSION}\nDIAGNOSIS: Edema\nSigned by: Dr. Edema\n",
     ],
 )
 def test_what_stands_around_the_sections_is_left_out(text: str) -> None:
@@ -132,7 +155,36 @@ def test_what_stands_around_the_sections_is_left_out(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["FINDINGS AND IMPRESSION:", "FINDINGS:\n\nIMPRESSION:\n", "EXAM: CHEST PA AND LATERAL", "HISTORY: Edema."]
+    "header",
+    """Clinical data|Hx|HX|Clin Hx|DIAGNOSIS CODE|Order reason|REQUESTED BY|Ordering diagnosis|PREVIOUS|PRIOR STUDIES
+Comparison studies|Technic|Protocol|SYMPTOMS|CHIEF COMPLAINT|REFERRING PHYSICIAN|Provider|Question|INDCATION|HISOTRY
+COMPARSION|Reason for exam|Clinical question|Read by radiologist""".replace("\n", "|").split("|")[:-1],
+)
+def test_what_was_asked_is_never_learnt_as_found(header: str) -> None:
+    asked = f"{header}: rule out edema.\n\n"
+    text = f"{asked}FINDINGS: {FINDINGS}\n\nIMPRESSION: {IMPRESSION}\n\n{asked}"
+    assert split_sections(text) == split_text(text) == Sections(FINDINGS, IMPRESSION)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Prior granulomatous disease: old.", "Previous sternotomy: wires.", "Study limitations: rotated.", "Other: scar."]
+    + ["Questionable nodule: right.", "Differential diagnosis: scar.", "DIFFERENTIAL DIAGNOSIS: scar."],
+)
+def test_a_line_of_the_findings_is_no_header(line: str) -> None:
+    text = f"HISTORY: Edema?\nFINDINGS: {FINDINGS}\n{line}\nNothing else.\nIMPRESSION: {IMPRESSION}"
+    assert split_sections(text) == Sections(f"{FINDINGS}\n{line}\nNothing else.", IMPRESSION)
+
+
+def test_organs_under_what_was_asked_are_the_findings() -> None:
+    text = f"HISTORY: Edema?\nLUNGS: Clear.\nPLEURA: No effusion.\nIMPRESSION: {IMPRESSION}"
+    assert split_sections(text) == split_text(text) == Sections("LUNGS: Clear.\nPLEURA: No effusion.", IMPRESSION)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["FINDINGS AND IMPRESSION:", "FINDINGS:\n\nIMPRESSION:\n", "EXAM: CHEST PA AND LATERAL", "HISTORY: Edema."]
+    + ["CHEST, PA AND LATERAL", "CHEST X-RAY 2 VIEWS", "History: cough and some fever today"],
 )
 def test_a_header_is_never_a_report(text: str) -> None:
     assert compose_report(*split_sections(text)) == "" == compose_report(*split_text(text))
@@ -162,6 +214,14 @@ def test_a_text_without_headers_is_kept_whole() -> None:
         ("No pneumothorax\nSmall left pleural effusion", {"Pneumothorax": 0, "Pleural Effusion": 1}),
         ("- No pneumothorax - Small left pleural effusion", {"Pneumothorax": 0, "Pleural Effusion": 1}),
         ("No pneumothorax: chest tube in place", {"Pneumothorax": 0, "Support Devices": 1}),
+        ("Pneumothorax [ ]\nPleural effusion [x]", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("( ) Pneumothorax\n(x) Pleural effusion", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("| Pneumothorax | absent |\n| Effusion | present |", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("Absent: pneumothorax, edema\nPresent: effusion", {"Pneumothorax": 0, "Edema": 0, "Pleural Effusion": 1}),
+        ("Pneumothorax -> none\nEffusion -> small", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("Pneumothorax; none. Edema-none. Effusion: without.", {"Pneumothorax": 0, "Edema": 0, "Pleural Effusion": 0}),
+        ("No pneumothorax \u2022 Small effusion", {"Pneumothorax": 0, "Pleural Effusion": 1}),
+        ("NO PNEUMOTHORAX\nSMALL EFFUSION", {"Pneumothorax": 0, "Pleural Effusion": 1}),
     ],
 )
 def test_forms_and_lists_say_what_their_prose_would(text: str, expected: dict[str, float | None]) -> None:

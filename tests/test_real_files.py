@@ -62,6 +62,9 @@ CSV = 'id,report\n001,"NA, effusion"\nNA,\n'
         ("t.csv.gz", CSV.encode()),  # a browser unpacked it and kept the name
         ("t.csv", gzip.compress(CSV.encode())),
         ("t.jsonl", b'{"id": "001", "report": "NA, effusion"}\n\n{"id": "NA", "report": NaN}\n'),
+        ("t.csv", b"sep=,\r\n" + CSV.encode()),
+        ("t.csv", CSV.replace("001", '"=""001"""').encode()),  # text, for Excel
+        ("t.json", json.dumps(ROWS, indent=1).encode()),
         ("t.parquet", parquet(ROWS)),
     ],
 )
@@ -74,6 +77,9 @@ BROKEN = {
     "empty": (b"", "is empty"),
     "web page": (HTML, "web page"),
     "pointer": (LFS, "Git LFS pointer"),
+    "refused": (b"<Error><Code>AccessDenied</Code></Error>", "web page"),
+    "comment": (b"<!-- x --><p>", "web page"),
+    "bzip2": (b"BZh91AY&SY" + b"a" * 40, "packed by bzip2"),
     "zip": (b"PK\x03\x04" + bytes(40), "zip archive"),
     "binary": (b"\x00\x01\x02" * 40, "not text"),
     "unclosed quote": (b'image,report\na.png,"Clear\n' + b"b.png,Clear\n" * 9, "quote"),
@@ -205,6 +211,11 @@ def test_boxes_of_vindr_and_nih_are_phrases_too(tmp_path: Path) -> None:
     (found,) = read_phrase_boxes(str(path))
     assert (found.dicom_id, found.phrase, found.finding) == ("a", "pleural effusion", "Pleural effusion")
     assert found.boxes_on(500, 400) == ((10, 20, 30, 60), (12, 20, 30, 60))
+    path.write_text("image_id;class_name;x_min;y_min;x_max;y_max\na;Mass;1,5;2;10,25;20\n")
+    assert read_phrase_boxes(str(path))[0].boxes == ((1.5, 2, 10.25, 20),)
+    path.write_text('image_id,class_name,x_min,y_min,x_max,y_max\na,Mass,"1,024",2,2000,20\n')
+    with pytest.raises(ValueError, match="'1,024' is no number"):
+        read_phrase_boxes(str(path))
     path.write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000013_005.png,Atelectasis,512,256,128,64,,,\n")
     (found,) = read_phrase_boxes(str(path))
     assert found.dicom_id == "00000013_005" and found.boxes_on(512, 512) == ((256, 128, 320, 160),)
@@ -215,7 +226,7 @@ def test_boxes_of_vindr_and_nih_are_phrases_too(tmp_path: Path) -> None:
 
 def test_a_prediction_that_says_nothing_is_missing_however_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("study_id,report\n1.0,nan\n2,None\n3,\n4,NULL\n50000001.0,The lungs are clear.\n007,NA\n")
+    path.write_text("study_id,report\n1.0,nan\n2,None\n3,\n4,NULL\n5,N/A\n50000001.0,The lungs are clear.\n007,NA\n")
     found = read_predictions(str(path), "study_id", "report", "image").reports
     assert found == {Key("50000001"): "The lungs are clear.", Key("007"): "NA"}
 
@@ -234,6 +245,10 @@ def test_weights_that_are_none_are_told_apart_and_nobody_is_told_to_unpickle_the
     save_file(state, tmp_path / "good.safetensors")
     assert torch.equal(read_weights(tmp_path / f"good.{ending}")["a"], state["a"])
     whole = (tmp_path / f"good.{ending}").read_bytes()
+    (tmp_path / "renamed.bin").write_bytes(whole)
+    (tmp_path / "renamed.safetensors").write_bytes(whole)
+    for name in ("renamed.bin", "renamed.safetensors"):
+        assert torch.equal(read_weights(tmp_path / name)["a"], state["a"])
     for data, said in ((whole[:700], "cut or damaged"), (b"", "empty"), (HTML, "web page"), (LFS, "Git LFS")):
         (tmp_path / f"bad.{ending}").write_bytes(data)
         with pytest.raises(ValueError, match=said) as caught:

@@ -51,13 +51,15 @@ _LETTERS = {
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 # A line that begins with a bullet, a heading or a capital is a statement of its own where the line before had room.
 _BULLET = re.compile(r"^[ \t]*[-*+\u00b7\u2013][ \t]+(?=\S)")
-_BEGINS = r"(?i:no|there|hearts?|lungs?|small|mild|minimal|moderate|large|normal)"  # where nothing or all is in capitals
+_BEGINS = (
+    r"(?i:no|there|hearts?|lungs?|small|mild|minimal|moderate|large|normal)"  # where nothing or all is in capitals
+)
 _STATEMENT = re.compile(
     rf"[ \t]*(?:(?P<heading>[A-Z][A-Za-z /()-]{{2,40}}:|[\[(] ?[xX*+]?[\])])|(?P<word>[A-Z][a-z]+|{_BEGINS})\b)"
 )
 _GOES_ON = re.compile(
     r"(?:\b(?:a|an|and|are|as|at|by|compared|for|from|in|is|no|of|on|or|per|than|the|to|via|was|with|without|Dr|Mrs?)"
-    r"|[^\w)%\"'])\s*$"
+    r"|[^\w)\]%\"'])\s*$"
 )
 _PAGE = 60
 """Letters in a line below which no text is broken to fit the page."""

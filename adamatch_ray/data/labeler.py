@@ -24,7 +24,9 @@ _NO_FINDING = CHEXPERT_LABELS.index("No Finding")
 _DEVICES = CHEXPERT_LABELS.index("Support Devices")
 _SPACE = re.compile(r"\s")
 _NOT = re.compile(r"\b(?:not|non)\b")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|(?<=\w)\.(?=[A-Za-z])|\s[-*]\s(?=[A-Z])|\s(?=[\[(] ?[xX*+]?[\])]\s*\w)")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])\s+|\n\s*\n|(?<=\w)\.(?=[A-Za-z])|\s[-*]\s(?=[A-Z])|\s(?=[\[(] ?[xX*+]?[\])]\s*\w)"
+)
 _NEXT_LINE = re.compile(rf"[,;]\s*(?={lexicon.FORM_LINE})")
 _ASKED, _LINE = re.compile(lexicon.ASKED), re.compile(rf".*?{lexicon.FORM_LINE}")
 _FORM = [(re.compile(pattern), replacement) for pattern, replacement in lexicon.FORM]

@@ -42,7 +42,9 @@ _MISSPELT = {
     **{"FINDINGS": "findings", "IMPRESSION": "impression", "CONCLUSION": "impression"},
     **dict.fromkeys(("INDICATION", "HISTORY", "COMPARISON", "TECHNIQUE", "EXAMINATION"), "other"),
 }
-_ORGAN = re.compile(r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BONE|OSSEOUS|AIRWAY|DIAPHRAGM|LINES|TUBES|DEVICES|SUPPORT DEV)")
+_ORGAN = re.compile(
+    r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BONE|OSSEOUS|AIRWAY|DIAPHRAGM|LINES|TUBES|DEVICES|SUPPORT DEV)"
+)
 _WORDS = "|".join(word for _, words in _KINDS for word in words)
 _NAMES = "|".join(word.capitalize() for word in _WORDS.split("|") if word != "NOTE")
 _TITLE = (
@@ -129,7 +131,9 @@ def _parts(text: str) -> list[_Part]:
             parts.append(_Part(kind, text[start : match.start()].strip()))
             kind, start = "findings", match.start()
         # "LUNGS:" or "AP CHEST:" within the findings is a part of them.
-        if new in ("", "organ") or (new == "view" and kind in ("findings", "impression") and text[start : match.start()].strip()):
+        if new in ("", "organ") or (
+            new == "view" and kind in ("findings", "impression") and text[start : match.start()].strip()
+        ):
             continue
         if new == "view" and kind == "impression":
             continue

@@ -25,6 +25,7 @@ Cells = dict[str, Any]
 """One row by column: text, or what JSON and parquet hold besides; an empty string where there is no value."""
 
 LONGEST_LINE = 1 << 24
+LONGEST_LIST = 1 << 28
 _MISSING = frozenset(("", "nan", "none", "null", "<na>", "nat", "#n/a", "n/a"))
 _WHOLE = re.compile(r"(\d+)(?:\.0+|,0)")
 _ESCAPED = re.compile(r"""="(.*)"|'([=+@-].*)""", re.DOTALL)  # so that a spreadsheet takes it for text
@@ -193,7 +194,13 @@ def _json_lines(path: str, lines: Iterator[str]) -> Iterator[Cells]:
 
 
 def _json_list(path: str, lines: Iterator[str]) -> Iterator[Cells]:
-    for number, row in enumerate(_parsed(path, "".join(lines)), start=1):
+    said, size = [], 0
+    for line in lines:
+        size += len(line)
+        if size > LONGEST_LIST:
+            raise ValueError(f"{path} is a JSON list of more than {LONGEST_LIST} characters; write it as JSON lines")
+        said.append(line)
+    for number, row in enumerate(_parsed(path, "".join(said)), start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, entry {number}: a JSON object is needed")
         yield row

@@ -15,7 +15,6 @@ from adamatch_ray.files import HEAD, no_data
 
 _SAFE = ".safetensors"
 
-
 _BROKEN = (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, struct.error)
 """What torch and safetensors raise at a file that ends early or is something else."""
 
@@ -48,8 +47,12 @@ def read_saved(path: str | Path) -> Any:
         head = stream.read(HEAD)
     if said := no_data(head):
         raise ValueError(f"{path} holds no weights: {said}")
+    safe = head[8:9] == b"{" and not any(head[5:8])  # the length of a JSON header, then that
     try:
-        return load_file(path) if path.suffix == _SAFE else torch.load(path, map_location="cpu", weights_only=True)
+        if safe:
+            return load_file(path)
+        with path.open("rb") as stream:  # by its path, torch would tell what it is by the ending
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # What is whole but refused begins as a pickle does, or is a whole archive of one.
         if head.startswith(b"\x80") or zipfile.is_zipfile(path):
