@@ -67,7 +67,8 @@ def test_cleaning_never_changes_a_number(parts: list[tuple[tuple[str, str], str]
 @given(
     st.text(
         alphabet=st.sampled_from(
-            "aB1209 .,;:!?-/()[]&<>_xX|*=+'\"\u2022\u00d8\u2610\uff1a\n\t\\nr\u00bd\u200b\u2028\ufffd\u00e9\u0663\u2460\ufeff"
+            "aB1209 .,;:!?-/()[]&<>_xX|*=+'\"\u2022\u00d8\u2610\uff1a"
+            "\n\t\\nr\u00bd\u200b\u2028\ufffd\u00e9\u0663\u2460\ufeff"
         ),
         max_size=60,
     )
@@ -168,8 +169,10 @@ def test_what_was_asked_is_never_learnt_as_found(header: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["Prior granulomatous disease: old.", "Previous sternotomy: wires.", "Study limitations: rotated.", "Other: scar."]
-    + ["Questionable nodule: right.", "Differential diagnosis: scar.", "DIFFERENTIAL DIAGNOSIS: scar."],
+    [
+        *("Prior granulomatous disease: old.", "Previous sternotomy: wires.", "Study limitations: rotated."),
+        *("Questionable nodule: right.", "Differential diagnosis: scar.", "DIFFERENTIAL DIAGNOSIS: scar."),
+    ],
 )
 def test_a_line_of_the_findings_is_no_header(line: str) -> None:
     text = f"HISTORY: Edema?\nFINDINGS: {FINDINGS}\n{line}\nNothing else.\nIMPRESSION: {IMPRESSION}"
@@ -183,8 +186,10 @@ def test_organs_under_what_was_asked_are_the_findings() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["FINDINGS AND IMPRESSION:", "FINDINGS:\n\nIMPRESSION:\n", "EXAM: CHEST PA AND LATERAL", "HISTORY: Edema."]
-    + ["CHEST, PA AND LATERAL", "CHEST X-RAY 2 VIEWS", "History: cough and some fever today"],
+    [
+        *("FINDINGS AND IMPRESSION:", "FINDINGS:\n\nIMPRESSION:\n", "EXAM: CHEST PA AND LATERAL", "HISTORY: Edema."),
+        *("CHEST, PA AND LATERAL", "CHEST X-RAY 2 VIEWS", "History: cough and some fever today"),
+    ],
 )
 def test_a_header_is_never_a_report(text: str) -> None:
     assert compose_report(*split_sections(text)) == "" == compose_report(*split_text(text))
