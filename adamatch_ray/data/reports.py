@@ -154,13 +154,13 @@ def _kind(header: str, begins_line: bool = True) -> str:
     words = header.upper().split()
     if all(len(word) == 1 for word in words):
         words = ["".join(words)]  # F I N D I N G S
-    said = " ".join(words)
+    title = " ".join(words)
     for kind, names in _KINDS:
-        if re.search(rf"\b(?:{'|'.join(names)})", said):
+        if re.search(rf"\b(?:{'|'.join(names)})", title):
             return kind
-    if said in _WHOLE:
-        return _WHOLE[said]
-    if begins_line and _ORGAN.match(said):
+    if title in _WHOLE:
+        return _WHOLE[title]
+    if begins_line and _ORGAN.match(title):
         return "organ"
     for word in words:
         if near := difflib.get_close_matches(word, _MISSPELT, 1, 0.85):

@@ -103,8 +103,8 @@ def identifier(value: Any, letter: str = "") -> str:
 
 def number(value: Any) -> float:
     """A cell as a number, its comma that of a decimal. Raises ValueError for one that is none, or has thousands."""
-    said = str(value).strip()
-    return float(said if _THOUSANDS.fullmatch(said) else said.replace(",", "."))
+    digits = str(value).strip()
+    return float(digits if _THOUSANDS.fullmatch(digits) else digits.replace(",", "."))
 
 
 def decode(data: bytes) -> str:
@@ -155,10 +155,10 @@ def _lines(path: str, stream: io.TextIOWrapper) -> Iterator[str]:
 
 def _csv(path: str, lines: Iterator[str]) -> Iterator[Cells]:
     header = next((line for line in lines if line.strip()), "")
-    said = _SEPARATOR.fullmatch(header)
-    header = next((line for line in lines if line.strip()), "") if said else header
+    separator = _SEPARATOR.fullmatch(header)
+    header = next((line for line in lines if line.strip()), "") if separator else header
     bare = re.sub(r'"[^"]*"', "", header)
-    delimiter = said[1] if said else max(_DELIMITERS, key=bare.count)
+    delimiter = separator[1] if separator else max(_DELIMITERS, key=bare.count)
     # Strict, because a quote that is not closed would otherwise swallow the rows behind it.
     reader = csv.reader(_chained(header, lines), delimiter=delimiter, strict=True)
     try:
@@ -194,13 +194,13 @@ def _json_lines(path: str, lines: Iterator[str]) -> Iterator[Cells]:
 
 
 def _json_list(path: str, lines: Iterator[str]) -> Iterator[Cells]:
-    said, size = [], 0
+    parts, size = [], 0
     for line in lines:
         size += len(line)
         if size > LONGEST_LIST:
             raise ValueError(f"{path} is a JSON list of more than {LONGEST_LIST} characters; write it as JSON lines")
-        said.append(line)
-    for number, row in enumerate(_parsed(path, "".join(said)), start=1):
+        parts.append(line)
+    for number, row in enumerate(_parsed(path, "".join(parts)), start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, entry {number}: a JSON object is needed")
         yield row
