@@ -30,11 +30,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
 
     engine = MatchingEngine.load(root, "cuda" if command.config.scale.gpu else "cpu")
     codebook = VisualCodebook.load(root.stage("codebooks"), crops=True)
-    studies: list[dict[str, Any]] = []
-    for table in loading.read_split(root.stage("studies"), options.split):
-        studies += table.slice(0, options.studies - len(studies)).to_pylist()
-        if len(studies) == options.studies:
-            break
+    studies = loading.first_studies(root.stage("studies"), options.split, options.studies).to_pylist()
     views = view_studies(engine, codebook, studies)
     for number, view in enumerate(views, start=1):
         words = [view.words[n] for n in spotlight(view.words, engine.entity_words)]

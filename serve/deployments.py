@@ -55,7 +55,7 @@ class Matcher(_Replica):
         self._tokens = KeypatchTokens.load(root.stage("tokens"))
         self._crops = VisualCodebook.load(root.stage("codebooks"), crops=True).table["crop"]
         studies, limit = root.stage("studies"), settings.index_studies
-        self._index = Index.build(self._engine.embedder, studies, settings.index_split, limit) if limit else None
+        self._index = Index(self._engine.embedder, studies, settings.index_split, limit) if limit else None
         self._keywords_of = Batcher(self._keywords, settings.batch, pool)
         self._keypatches_of = Batcher(self._keypatches, settings.batch, pool)
         self._match_of = Batcher(self._match, settings.batch, pool)

@@ -47,7 +47,6 @@ _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 _CLAUSE = re.compile(
     r", (?!pneumonia|possible)|\b(?:but|however|with)\b|\band (?=(?:an? )?(?:left|right|small|moderate|large|mild)\b)"
 )
-_CLEAR = re.compile(r"\blungs are clear\b")
 
 
 class Fact(NamedTuple):

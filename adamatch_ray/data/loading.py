@@ -170,6 +170,17 @@ def read_split(stage: Stage, split: str, columns: list[str] | None = None) -> It
         yield pq.read_table(shard.path, columns=columns, filesystem=stage.filesystem)
 
 
+def first_studies(stage: Stage, split: str, count: int, columns: list[str] | None = None) -> pa.Table:
+    """The first `count` studies of a split in their stored order, or all where it has fewer."""
+    tables: list[pa.Table] = []
+    for table in read_split(stage, split, columns):
+        tables.append(table.slice(0, count))
+        count -= tables[-1].num_rows
+        if not count:
+            break
+    return pa.concat_tables(tables)
+
+
 def _labels(column: pa.ChunkedArray) -> np.ndarray:
     width = len(CHEXPERT_LABELS)
     filled = pc.fill_null(column.combine_chunks().cast(pa.list_(pa.float32())), [None] * width)

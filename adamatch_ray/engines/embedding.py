@@ -1,6 +1,6 @@
 """Images and reports to AdaMatch embeddings, batch in, batch out: used by validation, evaluation and matching."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,18 +142,23 @@ def embed_split(
     model: AdaMatch, tokenizer: PreTrainedTokenizerBase, studies: Stage, split: str, batch_size: int
 ) -> SplitEmbeddings:
     """Embed every study of a split, in stored order."""
-    embedder = Embedder(model, tokenizer, next(model.parameters()).device)
+    tables = loading.read_split(studies, split)
+    starts = ((table, start) for table in tables for start in range(0, table.num_rows, batch_size))
+    batches = (loading.to_batch(table.slice(start, batch_size)) for table, start in starts)
+    return embed_batches(Embedder(model, tokenizer, next(model.parameters()).device), batches)
+
+
+def embed_batches(embedder: Embedder, batches: Iterable[loading.Batch]) -> SplitEmbeddings:
+    """Embed the images and reports of batches, of which there is at least one."""
     heads: list[tuple[Tensor, ...]] = []
     texts: list[TextEmbeddings] = []
     reports: list[str] = []
     ids: list[str] = []
-    for table in loading.read_split(studies, split):
-        for start in range(0, table.num_rows, batch_size):
-            batch = loading.to_batch(table.slice(start, batch_size))
-            heads.append(tuple(head.cpu() for head in embedder.images(batch["image"]).heads))
-            texts.append(TextEmbeddings(*(t.cpu() for t in embedder.reports(list(batch["report"])))))
-            reports += list(batch["report"])
-            ids += list(batch["study_id"])
+    for batch in batches:
+        heads.append(tuple(head.cpu() for head in embedder.images(batch["image"]).heads))
+        texts.append(TextEmbeddings(*(t.cpu() for t in embedder.reports(list(batch["report"])))))
+        reports += list(batch["report"])
+        ids += list(batch["study_id"])
     longest = max(t.mask_BN.shape[1] for t in texts)
     return SplitEmbeddings(
         heads=tuple(torch.cat(parts) for parts in zip(*heads, strict=True)),
