@@ -136,8 +136,20 @@ def test_every_step_of_the_cycle_stands_beside_its_ceiling(
     assert reading["other_image"]["changed"] == 1  # what was made up is nothing that the model writes
     beside = {row["measure"]: row for row in table(root, "metrics")["headlines"]}
     assert beside["second report against first, BLEU-4"]["reference"] == reports["values"]["bleu_4"]
-    evaluate(job, root, tiny_yaml, "--evaluate.tables", "images", "--evaluate.judge", str(root))
-    assert "another run&#39;s disease classifier" in (root / "metrics" / "report.html").read_text()
+
+
+def test_a_judge_that_the_vqgan_was_trained_with_is_told_from_others(
+    job: Callable[[str], Main], root: Path, tiny_yaml: Path, studies: tuple[split.Study, ...], tmp_path: Path
+) -> None:
+    generations(root, rows_of(studies))
+    ours = Path(shutil.copytree(root, tmp_path / "ours"))
+    for eyes, independent in (("untrained", False), ("other", True)):
+        Root(str(ours)).stage("vqgan").commit(Manifest("vqgan", "vqgan-0", {}, {"encoder": eyes}))
+        evaluate(job, ours, tiny_yaml, "--evaluate.tables", "images", "--evaluate.judge", str(root))
+        assert table(ours, "images")["judge"]["independent"] == independent
+        text = (ours / "metrics" / "report.html").read_text()
+        assert "another run&#39;s disease classifier (untraine)" in text
+        assert ("no independent judge" in text) != independent
 
 
 def test_an_image_shows_a_finding_on_a_side() -> None:

@@ -272,9 +272,10 @@ class Evaluator:
 
     @property
     def _independent(self) -> bool:
-        """Whether no loss looked through the classifier that judges."""
-        trained = self.root.stage("vqgan").manifest()
-        return bool(self.options.judge or self.options.predictions or not trained or "encoder" not in trained.parents)
+        """Whether no loss of the VQ-GAN looked through the classifier that judges, whatever root it lies in."""
+        trained, judge = self.root.stage("vqgan").manifest(), Root(self.options.judge or self.root.uri).stage("encoder")
+        through = trained.parents.get("encoder") if trained and not self.options.predictions else None
+        return through != judge.require().fingerprint
 
     @cached_property
     def _meteors(self) -> Any:
