@@ -63,7 +63,8 @@ class Stage:
         manifest = self.manifest()
         if manifest is None:
             job = STAGES[self.name].job
-            raise ValueError(f"{self.uri} is not finished; run: python jobs/{job}.py --root {self.root.uri}")
+            command = f"python jobs/{job}.py --root {self.root.uri}"
+            raise ValueError(f"{self.uri} is not finished; run: {command} (and the --config that is meant)")
         return manifest
 
     def is_done(self, config: Mapping[str, Any], parents: Mapping[str, str], overwrite: bool) -> bool:

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         notes.update(shard.notes)
     if not accepted.total():
         named = config.path or config.source
-        raise ValueError(f"no study of {named} could be used; reasons: {dict(reasons.most_common(5))}")
+        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+        raise ValueError(f"no study of {named} could be used: {told}; row by row in {run.stage.uri}/quarantine")
     assert accepted.total() + reasons.total() == seen, (accepted, reasons, seen)
     rows = {**{split: accepted[split] for split in ("train", "validate", "test")},
             "accepted": accepted.total(), "rejected": reasons.total(), "seen": seen}  # fmt: skip

@@ -207,6 +207,8 @@ _SOURCES: dict[str, Callable[[DataConfig], Iterator[Row]]] = {
 def _needed_path(config: DataConfig) -> str:
     if not config.path:
         raise ValueError(f"--data.path: name the folder or table of the {config.source} data")
+    if not sources.exists(config.path):
+        raise ValueError(f"--data.path {config.path}: no such file or folder")
     return config.path
 
 
