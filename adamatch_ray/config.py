@@ -208,6 +208,7 @@ class ScaleConfig:
     cpus_per_worker: float = option(0.5, "CPUs reserved per training worker; leave some for data loading")
     loaders: int = option(1, "data-loading actors per training worker")
     max_failures: int = option(3, "restarts after a lost worker or node before a run gives up")
+    stages_at_once: int = option(1, "stages that jobs/pipeline.py runs at once where none is made from the other")
     local_cpus: int = option(0, "CPUs of a Ray started for this job (0: all, at least 4); ignored on a cluster")
 
     def workers_of(self, stage: str) -> int:
