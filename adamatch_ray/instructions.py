@@ -9,7 +9,7 @@ key spelled inside it stays plain text. A record longer than the context is refu
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ class KeywordHint(Protocol):
     def place(self) -> str: ...
 
 
+Hint = TypeVar("Hint", bound=KeywordHint)
+
+
 def spell_keywords(keywords: Iterable[KeywordHint], config: InstructionConfig) -> list[str]:
     """Keywords as a prompt lists them: the words alone (paper), or with place and certainty behind them."""
     spelled = []
@@ -68,6 +71,21 @@ def spell_keywords(keywords: Iterable[KeywordHint], config: InstructionConfig) -
             words += [] if keyword.probability >= config.keyword_confidence[0] else ["possible"]
         spelled.append(" ".join(words))
     return spelled
+
+
+def in_order_told(keywords: Sequence[Hint], report: str) -> list[Hint]:
+    """Keywords in the order in which a report first names them; those that it does not name come last.
+
+    A model that has learnt to follow its list knows, before it names a finding, which one it is about to name: the
+    side often comes first. When it writes, the most probable keyword leads.
+    """
+    lower = report.lower()
+
+    def first_named(keyword: Hint) -> int:
+        place = lower.find(keyword.text.split()[-1])
+        return place if place >= 0 else len(lower)
+
+    return sorted(keywords, key=first_named)
 
 
 @dataclass(frozen=True)

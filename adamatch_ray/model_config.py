@@ -221,6 +221,9 @@ class InstructionConfig:
         (),
         "probabilities from which a keyword is told as it is, as 'possible'; empty: the most similar ones (paper)",
     )
+    keyword_order: Literal["similarity", "told"] = option(
+        "similarity", "order of keywords in training: most similar first (paper), or as the report tells them"
+    )
     keyword_dropout: float = option(0.0, "share of training prompts without keywords, so that the image must be read")
     hints_first: int = option(0, "first epochs in which reports are learnt from keywords alone, and nothing else")
     prompt_dropout: float = option(0.0, "share of drawn training images without any prompt (needed for guidance)")

@@ -147,6 +147,7 @@ NEUTRAL: dict[str, Any] = {
     "llm.instructions.keyword_groups": "all",
     "llm.instructions.keyword_places": False,
     "llm.instructions.keyword_confidence": [],
+    "llm.instructions.keyword_order": "similarity",
     "llm.instructions.keyword_dropout": 0.0,
     "llm.instructions.hints_first": 0,
     "llm.instructions.prompt_dropout": 0.0,

@@ -1,7 +1,7 @@
 """Image positions, guidance and repeats: what decoding draws is what the whole forward says, in batches and alone."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend
-from adamatch_ray.instructions import Example, InstructionBuilder, Overlength
+from adamatch_ray.instructions import Example, InstructionBuilder, Overlength, in_order_told
 from adamatch_ray.model_config import InstructionConfig, LLMConfig
 from adamatch_ray.models.image_positions import ImagePositions, embed_tokens, image_cells, positions_of
 from adamatch_ray.models.llm import POSITIONS, build_llm, layout_of, load_llm, save_llm
@@ -150,3 +150,16 @@ def test_now_and_then_an_image_is_drawn_from_nothing(tokenizer: PreTrainedTokeni
     drawn = [ids_of(builder.image_lesson(f"s{i}", 0, REPORT, [1], CODES)) for i in range(40)]
     empty = [ids_of(builder.image_example(f"s{i}", 0, "", (), CODES)) for i in range(40)]
     assert 10 < sum(a == b for a, b in zip(drawn, empty, strict=True)) < 30
+
+
+def test_keywords_follow_the_report_that_is_learnt() -> None:
+    class Hint(NamedTuple):
+        text: str
+        probability: float = 1.0
+        place: str = ""
+
+    hints = [Hint("cardiomegaly"), Hint("rib fracture"), Hint("pleural effusion"), Hint("nodule")]
+    report = "Right lower nodule. Large left effusion. Displaced fracture of a rib. Mild cardiomegaly."
+    assert [hint.text for hint in in_order_told(hints, report)] == [
+        "nodule", "pleural effusion", "rib fracture", "cardiomegaly",
+    ]  # fmt: skip
