@@ -92,8 +92,8 @@ _TABLE = (
         unused=lambda config: () if config.adamatch.init == "encoder" else ("encoder",),
         init=lambda config: "" if config.adamatch.init in ("encoder", "none") else config.adamatch.init,
     ),
-    StageSpec("place", "train_place", ("studies", "adamatch"), ("place",), trained=True),
     StageSpec("codebooks", "build_codebooks", ("studies", "adamatch"), ("codebooks",), served=True),
+    StageSpec("place", "train_place", ("studies", "adamatch"), ("place",), trained=True),
     StageSpec(
         "vqgan",
         "train_vqgan",
