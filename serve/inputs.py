@@ -116,18 +116,18 @@ def invalid(error: ValidationError) -> Problem:
     return Problem(422, "; ".join(told).replace("Value error, ", ""))
 
 
-def form_body(fields: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI of a form with an image and these fields."""
-    schema = fields.model_json_schema()
-    image = {"type": "string", "format": "binary", "description": "JPEG, PNG or DICOM of a frontal chest X-ray"}
-    schema["properties"] = {"image": image, **schema.get("properties", {})}
-    schema["required"] = ["image", *schema.get("required", [])]
-    return {FORM: {"schema": schema}}
-
-
-def json_body(fields: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI of a JSON body."""
-    return {JSON: {"schema": fields.model_json_schema()}}
+def body(*, form: type[BaseModel] | None = None, json: type[BaseModel] | None = None) -> dict[str, Any]:
+    """OpenAPI of a request's body: a form with an image and these fields, a JSON object, or either."""
+    content: dict[str, Any] = {}
+    if form:
+        schema = form.model_json_schema()
+        image = {"type": "string", "format": "binary", "description": "JPEG, PNG or DICOM of a frontal chest X-ray"}
+        schema["properties"] = {"image": image, **schema.get("properties", {})}
+        schema["required"] = ["image", *schema.get("required", [])]
+        content[FORM] = {"schema": schema}
+    if json:
+        content[JSON] = {"schema": json.model_json_schema()}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _checked(fields: Fields, max_chars: int) -> Fields:

@@ -14,7 +14,7 @@ from adamatch_ray.data.images import encode_png
 from adamatch_ray.geometry import CanvasImage
 from serve.composition import Composition, warning
 from serve.images import Decoder
-from serve.inputs import FORM, form_body, json_body, media_type, prefers, read_form, read_json
+from serve.inputs import FORM, body, media_type, prefers, read_form, read_json
 from serve.measures import Measures
 from serve.problems import Problem, responses
 from serve.protocol import (
@@ -38,6 +38,9 @@ from serve.settings import Settings
 
 _FAILS = responses(400, 401, 413, 415, 422, 429, 500, 503, 504)
 _EVENTS, _PNG = "text/event-stream", "image/png"
+_PICTURE: dict[int | str, dict[str, object]] = {
+    200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}
+}
 _WORDS = re.compile(r"\S+\s*")
 
 
@@ -67,7 +70,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         "/v1/report",
         response_model=ReportResponse,
         responses={**_FAILS, 200: {"content": {_EVENTS: {"schema": {"type": "string"}}}}},
-        openapi_extra={"requestBody": {"required": True, "content": form_body(ReportFields)}},
+        openapi_extra=body(form=ReportFields),
         summary="Write the report of an X-ray",
     )
     async def report(request: Request) -> object:
@@ -84,8 +87,8 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/image",
         response_model=ImageResponse,
-        responses={**_FAILS, 200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}},
-        openapi_extra={"requestBody": {"required": True, "content": json_body(ImageRequest)}},
+        responses={**_FAILS, **_PICTURE},
+        openapi_extra=body(json=ImageRequest),
         summary="Draw the X-ray of a report",
     )
     async def image(request: Request) -> object:
@@ -104,9 +107,7 @@ def _add_cycle(app: FastAPI, service: Service) -> None:
         "/v1/cycle",
         response_model=CycleResponse,
         responses=_FAILS,
-        openapi_extra={
-            "requestBody": {"required": True, "content": {**form_body(SeedFields), **json_body(ImageRequest)}}
-        },
+        openapi_extra=body(form=SeedFields, json=ImageRequest),
         summary="There and back: image → report → image, or report → image → report",
     )
     async def cycle(request: Request) -> object:
@@ -125,7 +126,7 @@ def _add_matching(app: FastAPI, service: Service) -> None:
         "/v1/match",
         response_model=MatchResponse,
         responses=_FAILS,
-        openapi_extra={"requestBody": {"required": True, "content": form_body(MatchFields)}},
+        openapi_extra=body(form=MatchFields),
         summary="Match the words of a report with the regions of an X-ray",
     )
     async def match(request: Request) -> object:
@@ -136,9 +137,7 @@ def _add_matching(app: FastAPI, service: Service) -> None:
         "/v1/retrieve",
         response_model=RetrieveResponse,
         responses={**_FAILS, **responses(404)},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {**form_body(RetrieveFields), **json_body(RetrieveRequest)}}
-        },
+        openapi_extra=body(form=RetrieveFields, json=RetrieveRequest),
         summary="Find studies: by an X-ray their reports, by a report their X-rays",
     )
     async def retrieve(request: Request) -> object:
@@ -154,9 +153,9 @@ def _add_matching(app: FastAPI, service: Service) -> None:
             query, count = asked.report, asked.k
         hits, indexed = await ask.search(query, count)
         split = service.settings.index_split
-        said = warning(query) if isinstance(query, str) else None
+        doubt = warning(query) if isinstance(query, str) else None
         return RetrieveResponse(
-            hits=hits, indexed=indexed, split=split, request_id=request.state.request_id, warning=said
+            hits=hits, indexed=indexed, split=split, request_id=request.state.request_id, warning=doubt
         )
 
 
@@ -175,7 +174,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
         "/v1/samples/{name}.png",
         summary="Picture of a sample",
         response_class=Response,
-        responses={**responses(401, 404), 200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}},
+        responses={**responses(401, 404), **_PICTURE},
     )
     def sample(name: str) -> Response:
         """The picture of one phantom."""
