@@ -58,6 +58,8 @@ def spread(
     shard is a task, on any core of the cluster. On a CPU a maker computes with one thread, so that its sums do not
     depend on the machine's cores.
     """
+    if not orders:
+        return
     import ray.data
 
     start_ray(scale)

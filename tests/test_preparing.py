@@ -254,6 +254,15 @@ def test_an_empty_source_and_a_missing_table_are_named(tmp_path: Path) -> None:
         list(list_rows(DataConfig(source="mimic_cxr", path=str(tmp_path))))
 
 
+def test_a_source_of_which_nothing_can_be_used_is_refused_with_its_reasons(tmp_path: Path) -> None:
+    from jobs import prepare_data
+
+    (tmp_path / "t.csv").write_text("image,report,v\na.png,The lungs are clear.,LATERAL\n")
+    options = ["--data.source", "manifest", "--data.path", str(tmp_path / "t.csv"), "--data.view_column", "v"]
+    with pytest.raises(ValueError, match=r"no study of .*t\.csv could be used; reasons: .*LATERAL is not frontal"):
+        prepare_data.main(["--root", str(tmp_path / "root"), *options])
+
+
 def test_a_missing_report_file_is_a_reason_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg())
     row = {
