@@ -170,6 +170,12 @@ def read_split(stage: Stage, split: str, columns: list[str] | None = None) -> It
         yield pq.read_table(shard.path, columns=columns, filesystem=stage.filesystem)
 
 
+def read_parts(stage: Stage, split: str, size: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """As `read_split`, at most `size` studies at a time; the last part of a shard may be smaller."""
+    for table in read_split(stage, split, columns):
+        yield from (table.slice(start, size) for start in range(0, table.num_rows, size))
+
+
 def first_studies(stage: Stage, split: str, count: int, columns: list[str] | None = None) -> pa.Table:
     """The first `count` studies of a split in their stored order, or all where it has fewer."""
     tables: list[pa.Table] = []

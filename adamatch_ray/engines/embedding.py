@@ -142,9 +142,7 @@ def embed_split(
     model: AdaMatch, tokenizer: PreTrainedTokenizerBase, studies: Stage, split: str, batch_size: int
 ) -> SplitEmbeddings:
     """Embed every study of a split, in stored order."""
-    tables = loading.read_split(studies, split)
-    starts = ((table, start) for table in tables for start in range(0, table.num_rows, batch_size))
-    batches = (loading.to_batch(table.slice(start, batch_size)) for table, start in starts)
+    batches = map(loading.to_batch, loading.read_parts(studies, split, batch_size))
     return embed_batches(Embedder(model, tokenizer, next(model.parameters()).device), batches)
 
 

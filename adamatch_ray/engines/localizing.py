@@ -87,9 +87,7 @@ def canvas_image(study: dict[str, Any]) -> CanvasImage:
 
 
 def _batches(studies: Stage, split: str, size: int) -> Iterator[list[dict[str, Any]]]:
-    for table in loading.read_split(studies, split, COLUMNS):
-        for start in range(0, table.num_rows, size):
-            yield table.slice(start, size).to_pylist()
+    return (part.to_pylist() for part in loading.read_parts(studies, split, size, COLUMNS))
 
 
 def _mentions(study: dict[str, Any], match: Match, found: Located) -> None:

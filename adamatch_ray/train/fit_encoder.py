@@ -75,12 +75,10 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Probabilities and targets [N, 14] of a split, on the CPU."""
     probabilities, wanted = [], []
-    for table in loading.read_split(studies, split):
-        for start in range(0, table.num_rows, config.evaluate.batch_size):
-            batch = loading.to_batch(table.slice(start, config.evaluate.batch_size))
-            image = model_input(batch["image"], model.config.image_size, worker.device)
-            probabilities.append(model(image).float().sigmoid().cpu())
-            wanted.append(targets(batch["labels"], config.encoder))
+    for batch in map(loading.to_batch, loading.read_parts(studies, split, config.evaluate.batch_size)):
+        image = model_input(batch["image"], model.config.image_size, worker.device)
+        probabilities.append(model(image).float().sigmoid().cpu())
+        wanted.append(targets(batch["labels"], config.encoder))
     return torch.cat(probabilities), torch.cat(wanted)
 
 

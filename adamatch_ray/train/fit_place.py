@@ -57,16 +57,15 @@ class PlaceFitter(ModelFitter):
         shown: list[float] = []
         lacks: list[float] = []
         generator, size = torch.Generator().manual_seed(0), self.settings.config.evaluate.batch_size
-        for table in loading.read_split(self.root.stage("studies"), "validate", ["image", "report"]):
-            for start in range(0, table.num_rows, size):
-                rows = table.slice(start, size).to_pylist()
-                own = self._findings([row["report"] for row in rows])
-                look = self.embedder.look(np.stack([decode_png(row["image"]) for row in rows]), stages=STAGES)
-                for b, feature_DGG in enumerate(self.model(look.input_BCHW, look.stages)):
-                    others = lacking(own, b, len(own[b]), generator)
-                    for found, words in ((shown, list(own[b].values())), (lacks, others)):
-                        logits = self.model.logits(feature_DGG, self._stacked(words))
-                        found += place_head.evidence(logits.float()).tolist()
+        for part in loading.read_parts(self.root.stage("studies"), "validate", size, ["image", "report"]):
+            rows = part.to_pylist()
+            own = self._findings([row["report"] for row in rows])
+            look = self.embedder.look(np.stack([decode_png(row["image"]) for row in rows]), stages=STAGES)
+            for b, feature_DGG in enumerate(self.model(look.input_BCHW, look.stages)):
+                others = lacking(own, b, len(own[b]), generator)
+                for values, words in ((shown, list(own[b].values())), (lacks, others)):
+                    logits = self.model.logits(feature_DGG, self._stacked(words))
+                    values += place_head.evidence(logits.float()).tolist()
         cut = best_cut(shown, lacks)
         self.model.shown_from.fill_(cut)
         return {"auc": roc_auc(shown, lacks), "shown_from": cut}

@@ -194,6 +194,5 @@ def perceptual_distance(
 
 def read_canvases(studies: Stage, split: str, batch_size: int) -> Iterator[Pixels]:
     """Canvases uint8 [B, S, S] of a split in their stored order; the last batch of a shard may be smaller."""
-    for table in loading.read_split(studies, split, ["image"]):
-        for start in range(0, table.num_rows, batch_size):
-            yield np.stack([decode_png(data.as_py()) for data in table["image"][start : start + batch_size]])
+    for part in loading.read_parts(studies, split, batch_size, ["image"]):
+        yield np.stack([decode_png(data.as_py()) for data in part["image"]])
