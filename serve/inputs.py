@@ -41,11 +41,11 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def prefers(request: Request, offered: str, default: str = JSON) -> bool:
-    """Whether a client would rather have `offered` than `default` (RFC 9110, 12.5.1): named, and of higher quality.
+def prefers(request: Request, offered: str) -> bool:
+    """Whether a client would rather have `offered` than JSON (RFC 9110, 12.5.1): named, and of higher quality.
 
     Where both are equal the one that is named by the more specific range, then first, is meant; where nothing is said
-    it is the default. What accepts neither gets the default as well, which the standard allows.
+    it is JSON. What accepts neither gets JSON as well, which the standard allows.
     """
     ranges = []
     for place, part in enumerate(",".join(request.headers.getlist("accept")).split(",")):
@@ -60,7 +60,7 @@ def prefers(request: Request, offered: str, default: str = JSON) -> bool:
         specific, quality, place = max(fits, default=(-1, 0.0, 0))
         return (quality, specific, place) if quality else (0.0, -1, 0)
 
-    return wanted(offered) > wanted(default) and wanted(offered)[0] > 0
+    return wanted(offered) > wanted(JSON) and wanted(offered)[0] > 0
 
 
 async def read_form(request: Request, fields: type[Fields], max_chars: int) -> tuple[bytes, Fields]:

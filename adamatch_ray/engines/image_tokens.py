@@ -30,23 +30,17 @@ class ImageTokenizer:
     """
 
     def __init__(
-        self,
-        model: VQGAN,
-        device: str | torch.device = "cpu",
-        *,
-        batch_size: int = 0,
-        channels_last: bool = True,
+        self, model: VQGAN, device: str | torch.device = "cpu", *, batch_size: int = 0,
         dtype: torch.dtype = torch.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if batch_size < 0:
             raise ValueError(f"batch_size {batch_size} must be positive, or 0 to let the device decide")
         if model.config.codes > 1 << 16:
             raise ValueError(f"{model.config.codes} codes do not fit the uint16 of the token cache (at most 65536)")
         self.device, self.dtype = torch.device(device), dtype
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 64)
-        self.layout: torch.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.config = model.config
-        self.model = model.to(self.device).to(memory_format=self.layout).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Gray canvases [B, image_size, image_size] uint8 to tokens [B, T] uint16, row-major."""
@@ -91,7 +85,7 @@ class ImageTokenizer:
         # bytes travel to the device, the fourfold larger floats are made there
         gray = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, non_blocking=True)
         unit = gray.float().div_(127.5).sub_(1.0)
-        return unit[:, None].expand(-1, self.config.in_channels, -1, -1).contiguous(memory_format=self.layout)
+        return unit[:, None].expand(-1, self.config.in_channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

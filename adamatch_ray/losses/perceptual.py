@@ -17,12 +17,12 @@ VGG_FILE = "vgg16-397923af.pth"
 """torchvision's name for the weights LPIPS stands on."""
 
 
-def stage_distance(encoder: PyramidVisionTransformer, last_stage: int = 2) -> Distance:
-    """Mean squared difference of the patches of stages 1 to `last_stage`, each patch normalised to unit variance."""
+def stage_distance(encoder: PyramidVisionTransformer) -> Distance:
+    """Mean squared difference of the patches of stages 1 and 2, each patch normalised to unit variance."""
     network = _frozen(encoder)
 
     def features(image: Tensor) -> list[Tensor]:
-        stages = network.forward_stages(_as_input(image, network), last_stage)
+        stages = network.forward_stages(_as_input(image, network), last_stage=2)
         # Stages differ in scale by what training made of them; normalised, each says equally much.
         return [F.layer_norm(stage.tokens_BPC, stage.tokens_BPC.shape[-1:]) for stage in stages]
 
