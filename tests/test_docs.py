@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from adamatch_ray.config import describe
+
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("adamatch_ray", "benchmarks", "jobs", "serve", "tests")
 POINTER = re.compile(r"docs/method\.md,? (\d(?:\.\d)?(?:(?:, | and |-)\d(?:\.\d)?)*)(?: ([a-z])\b)?")
@@ -32,6 +34,12 @@ def test_every_pointer_to_the_method_names_a_section_that_exists() -> None:
             pointers += [(path.name, f"6 {letter}") for letter in re.findall(r"\b[a-i]\b", mistakes)]
     assert len(pointers) > 70
     assert [pointer for pointer in pointers if pointer[1] not in sections] == []
+
+
+def test_every_option_on_the_pages_exists() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "cluster/README.md"]
+    named = {(page.name, name) for page in pages for name in re.findall(r"--(\w+(?:\.\w+)+)", page.read_text())}
+    assert len(named) > 10 and {name for _, name in named} <= {name for name, *_ in describe()}, named
 
 
 def test_every_named_page_and_link_leads_to_a_file() -> None:
