@@ -346,7 +346,7 @@ PLANNING = ("adamatch_ray.stage_plans", "adamatch_ray.plan", "adamatch_ray.count
 def readers(name: str) -> list[str]:
     """Jobs that a section of the configuration is for."""
     jobs = [spec.job for spec in STAGES.values() if name in spec.sections]
-    return jobs or {"gallery": ["draw_gallery"], "scale": [spec.job for spec in STAGES.values()]}[name]
+    return jobs or {"gallery": ["draw_gallery"], "scale": ["pipeline", *(spec.job for spec in STAGES.values())]}[name]
 
 
 def summed_up(names: set[str]) -> set[str]:
