@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Boxes = NDArray[np.floating]
 
+SIDES = ("left", "right", "midline")
+"""Of the patient, whose right is on the left of the image."""
+
 MIDLINE = 0.06
 """Share of an image's width to both sides of its middle that belongs to neither side."""
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from adamatch_ray.codebooks import TextualCodebook
+from adamatch_ray.codebooks import TextualCodebook, keyword_groups
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
 from adamatch_ray.engines.image_tokens import fingerprint
 from adamatch_ray.engines.loader import load_vqgan
+from adamatch_ray.geometry import SIDES
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
+from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm import check_fit
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
 from adamatch_ray.shards import read_footer
@@ -47,16 +49,28 @@ def _tokenizer(root: Root, stage: LLMStage, folder: str) -> PreTrainedTokenizerB
     """That of the checkpoint, or one trained on what prompts and reports of the train split say."""
     if stage.name_or_path:
         return prepare_tokenizer(stage.name_or_path)
-    return train_bpe_tokenizer(_texts(root), stage.vocab_size, folder, prompt_phrases())
+    keywords = TextualCodebook.load(root.stage("codebooks"))
+    phrases = prompt_phrases() + (_sided(keywords, stage.instructions) if stage.instructions.keyword_places else [])
+    return train_bpe_tokenizer(_texts(root, keywords), stage.vocab_size, folder, phrases)
 
 
-def _texts(root: Root) -> Iterator[str]:
+def _sided(keywords: TextualCodebook, config: InstructionConfig) -> list[str]:
+    """Keywords with their sides, as a prompt lists them, each to be one token.
+
+    A report mostly names the side before the finding. Where both are one token, a small model need not first find the
+    finding in its prompt and then the word behind it.
+    """
+    groups = keyword_groups(config)
+    words = [entity.text for entity in keywords.entities if entity.group in groups]
+    return [f"{space}{word} {side}" for word in words for side in SIDES for space in ("", " ")]
+
+
+def _texts(root: Root, keywords: TextualCodebook) -> Iterator[str]:
     for table in loading.read_split(root.stage("studies"), "train", ["report"]):
         yield from table["report"].to_pylist()
     # As a prompt lists them: the first without a space before it, the others with one.
-    words = [entity.text for entity in TextualCodebook.load(root.stage("codebooks")).entities]
-    for word in words:
-        yield f"{word}, {word}"
+    for entity in keywords.entities:
+        yield f"{entity.text}, {entity.text}"
 
 
 def _check_cache(root: Root, quantizer: str) -> None:
