@@ -22,6 +22,7 @@ from adamatch_ray.instructions import (
     Example,
     InstructionBuilder,
     Overlength,
+    in_order_told,
     spell_keywords,
 )
 from adamatch_ray.model_config import InstructionConfig
@@ -93,9 +94,9 @@ class RecordReader(loading.WindowReader):
         """One of the two records of a study in an epoch: both are reports from hints in the first ones."""
         name, report, codes = study["study_id"], study["report"], study["tokens"]
         if epoch < self.builder.config.hints_first:
-            return self.builder.report_example(name, 2 * epoch + half, None, self._keywords(study), report)
+            return self.builder.report_example(name, 2 * epoch + half, None, self._taught(study), report)
         if DIRECTIONS[half] == CXR_TO_REPORT:
-            return self.builder.report_lesson(name, epoch, codes, self._keywords(study), report)
+            return self.builder.report_lesson(name, epoch, codes, self._taught(study), report)
         return self.builder.image_lesson(name, epoch, report, self._keypatches(study), codes)
 
     def _record(self, study: dict[str, Any], direction: str) -> Example | Overlength:
@@ -105,7 +106,17 @@ class RecordReader(loading.WindowReader):
         return self.builder.image_example(name, 0, report, self._keypatches(study), codes)
 
     def _keywords(self, study: dict[str, Any]) -> list[str]:
-        return spell_keywords([_Hint(**hint) for hint in study["keywords"]], self.builder.config)
+        return spell_keywords(self._hints(study), self.builder.config)
+
+    def _taught(self, study: dict[str, Any]) -> list[str]:
+        """Keywords in the order that training lists them in."""
+        hints, config = self._hints(study), self.builder.config
+        return spell_keywords(
+            in_order_told(hints, study["report"]) if config.keyword_order == "told" else hints, config
+        )
+
+    def _hints(self, study: dict[str, Any]) -> list["_Hint"]:
+        return [_Hint(**hint) for hint in study["keywords"][: self.builder.config.keywords]]
 
     def _keypatches(self, study: dict[str, Any]) -> NDArray[np.uint16]:
         return self.keypatches.codes(study["keypatches"][: self.builder.config.keypatches])
