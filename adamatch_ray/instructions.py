@@ -174,7 +174,9 @@ class InstructionBuilder:
     def report_lesson(
         self, study_id: str, epoch: int, image_codes: ArrayLike | None, keywords: Sequence[str], report: str
     ) -> Example | Overlength:
-        """`report_example` as it is trained: now and then without keywords, so that the image must be read."""
+        """`report_example` as it is trained: at first without the image, later now and then without the keywords."""
+        if epoch < self.config.image_from:
+            return self.report_example(study_id, epoch, None, keywords, report)
         if self._draw(study_id, epoch, "keywords") < self.config.keyword_dropout:
             keywords = ()
         return self.report_example(study_id, epoch, image_codes, keywords, report)

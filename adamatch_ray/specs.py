@@ -150,6 +150,7 @@ NEUTRAL: dict[str, Any] = {
     "llm.instructions.keyword_order": "similarity",
     "llm.instructions.keyword_dropout": 0.0,
     "llm.instructions.hints_first": 0,
+    "llm.instructions.image_from": 0,
     "llm.instructions.prompt_dropout": 0.0,
     "generate.image_guidance": 1.0,
     "generate.no_repeat": 0,

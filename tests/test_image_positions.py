@@ -131,13 +131,17 @@ def ids_of(lesson: Example | Overlength) -> list[int]:
 
 def test_lessons_leave_out_what_the_configuration_says(tokenizer: PreTrainedTokenizerBase) -> None:
     layout = layout_of(build_llm(CONFIG, tokenizer, 16, (4, 4)), tokenizer)
-    builder = InstructionBuilder(tokenizer, layout, InstructionConfig(keyword_dropout=0.5))
+    builder = InstructionBuilder(tokenizer, layout, InstructionConfig(image_from=1, keyword_dropout=0.5))
     plain = InstructionBuilder(tokenizer, layout)
     names = [f"s{i}" for i in range(40)]
 
     def lessons(epoch: int) -> list[list[int]]:
         return [ids_of(builder.report_lesson(name, epoch, CODES, ["heart"], REPORT)) for name in names]
 
+    def holds_image(ids: list[int]) -> bool:
+        return bool((image_cells(torch.tensor([ids]), layout.image_start, layout.image_tokens) >= 0).any())
+
+    assert not any(map(holds_image, lessons(epoch=0))) and all(map(holds_image, lessons(epoch=1)))
     assert lessons(epoch=1) == lessons(epoch=1) != lessons(epoch=2)
     without = [ids_of(plain.report_example(name, 1, CODES, (), REPORT)) for name in names]
     left_out = sum(a == b for a, b in zip(lessons(epoch=1), without, strict=True))
