@@ -30,7 +30,6 @@ from adamatch_ray.model_config import (
     option,
 )
 from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, LoRAConfig, PlaceTrain, VQGANTrain
-from adamatch_ray.training_config import TrainConfig as TrainConfig
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
 Table = Literal["retrieval", "reports", "images", "localization", "cycle", "reading"]

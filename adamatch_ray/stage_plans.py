@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from adamatch_ray import counting
-from adamatch_ray.config import RunConfig, TrainConfig
+from adamatch_ray.config import RunConfig
 from adamatch_ray.counting import Counted, CountedLLM
 from adamatch_ray.models.adamatch import AdaMatchSizes, image_config
 from adamatch_ray.models.place_head import PlaceSizes
 from adamatch_ray.plan import Counts, Hardware, Plan, clock, short, size
+from adamatch_ray.training_config import TrainConfig
 
 REPORT_TOKENS, PROMPT_TOKENS = 100, 100
 """Assumed mean lengths in tokens: of a report; of a prompt's preamble, instruction, keys and keywords."""

@@ -200,9 +200,10 @@ def test_encoder_is_needed_only_where_features_are_used() -> None:
     def needs(**options: str) -> bool:
         return load_config("phantom", {f"vqgan.{name}": value for name, value in options.items()}).vqgan.needs_encoder
 
-    assert needs() and not needs(perceptual="none") and not needs(**{"train.epochs": "0"})
+    plain = {"loss.clinical_weight": "0"}
+    assert needs() and needs(**plain) and not needs(**{"train.epochs": "0"})
+    assert not needs(perceptual="none", **plain) and not needs(**{"loss.perceptual_weight": "0"}, **plain)
     assert needs(perceptual="none", **{"loss.clinical_weight": "100"})
-    assert not needs(**{"loss.perceptual_weight": "0"})
 
 
 @pytest.mark.ray

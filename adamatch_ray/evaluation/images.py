@@ -106,21 +106,14 @@ def score(
 
     `others`: pictures of other kinds, by name, that only the classifier judges. `judge` is its name.
     """
-    black = encode_png(np.zeros((8, 8), dtype=np.uint8))
-    kinds = {"generated": placed, **others}
-    pictures = {kind: measure([own.values.get(id, black) for id in split.ids]) for kind, own in kinds.items()}
-    there = {
-        kind: np.array([id in own.values for id in split.ids]) & pictures[kind].readable_B
-        for kind, own in kinds.items()
-    }
+    pictures, there = _measured(split, {"generated": placed, **others}, measure)
     generated, there_S = pictures["generated"], there["generated"]
     pictures["real"] = real = measure([study.image for study in split.studies])
     there["real"] = np.ones(len(split.studies), dtype=bool)
     held_out = measure([study.image for study in validate.studies])
     statistics = {
-        "real": _statistics(real),
-        "generated": _statistics(generated),
-        "real_validate": _statistics(held_out),
+        name: collect([rows.feature_BD], rows.feature_BD.shape[1])
+        for name, rows in (("real", real), ("generated", generated), ("real_validate", held_out))
     }
     thresholds_L = choose_thresholds(held_out.probability_BL, [study.labels for study in validate.studies])
     asked_SL = _asked(labeler.label([study.report for study in split.studies]))
@@ -132,11 +125,7 @@ def score(
         "studies": len(split.studies),
         **placed.to_json(),
         "unreadable": int(len(placed.values) - there_S.sum()),
-        "fid": fid(statistics["real"], statistics["generated"], extractor).to_json(),
-        "fid_floor": {
-            "what": "real images of validate against real images of the split: what perfect images would score",
-            **fid(statistics["real"], statistics["real_validate"], extractor).to_json(),
-        },
+        **_distances(statistics, extractor),
         "niqe": _niqe(generated.niqe_B, real.niqe_B, there_S, resamples, seed),
         "findings": {
             "classifier": judge,
@@ -153,6 +142,27 @@ def score(
     rows = _rows(split, generated.niqe_B, asked_SL, shown["generated"], there_S)
     marks = {kind: mark(asked_SL, shown[kind], left_SL, found.across_BL) for kind, found in pictures.items()}
     return ImageTable(result, rows, statistics, points, marks)
+
+
+def _measured(
+    split: Split, kinds: Mapping[str, Placed[Encoded]], measure: Measure
+) -> tuple[dict[str, Measured], dict[str, NDArray[np.bool_]]]:
+    """Each kind's pictures, a black one where there is none, and which are there [S]."""
+    black = encode_png(np.zeros((8, 8), dtype=np.uint8))
+    pictures = {kind: measure([own.values.get(id, black) for id in split.ids]) for kind, own in kinds.items()}
+    given = {kind: np.array([id in own.values for id in split.ids]) for kind, own in kinds.items()}
+    return pictures, {kind: given[kind] & pictures[kind].readable_B for kind in kinds}
+
+
+def _distances(statistics: Mapping[str, FeatureStatistics], extractor: str) -> dict[str, Any]:
+    floor = fid(statistics["real"], statistics["real_validate"], extractor)
+    return {
+        "fid": fid(statistics["real"], statistics["generated"], extractor).to_json(),
+        "fid_floor": {
+            "what": "real images of validate against real images of the split: what perfect images would score",
+            **floor.to_json(),
+        },
+    }
 
 
 def choose_thresholds(probability_SL: NDArray[np.floating], labels: Sequence[Labels]) -> NDArray[np.float64]:
@@ -230,10 +240,6 @@ def mark(
                 found["wrong_side"].append(f"{name}, {seen} instead of {wanted}")
         marks.append(Marks(**{name: tuple(values) for name, values in found.items()}))
     return marks
-
-
-def _statistics(measured: Measured) -> FeatureStatistics:
-    return collect([measured.feature_BD], measured.feature_BD.shape[1])
 
 
 def _niqe(

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import ray.train
 from torch import Tensor
 
-from adamatch_ray.config import RunConfig, TrainConfig
+from adamatch_ray.config import RunConfig
 from adamatch_ray.data import loading
 from adamatch_ray.storage import Root
 from adamatch_ray.train.distributed import Worker, current_worker
 from adamatch_ray.train.optim import Schedule
 from adamatch_ray.train.tracking import Tracker, open_tracker
+from adamatch_ray.training_config import TrainConfig
 
 UNSCORED = -1e9
 """Score of a state that was not validated: it must never pass for the best one, whatever the metric's range."""
