@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# A test computes in one thread, so two files at a time halve the wait; those with Ray share one Ray, so one at a time.
+TWO := -n 2 --dist loadfile
+TEST = $(RUN) -m pytest $(TWO) -m "not ray and not drill" && $(RUN) -m pytest -m "ray and not drill"
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
@@ -11,10 +14,10 @@ demo: $(VENV)/.installed  ## run the pipeline on built-in phantoms
 	$(RUN) jobs/pipeline.py
 
 test: $(VENV)/.installed  ## all tests
-	$(RUN) -m pytest
+	$(TEST)
 
 quick: $(VENV)/.installed  ## the tests that need neither Ray nor patience
-	$(RUN) -m pytest -m "not ray and not slow"
+	$(RUN) -m pytest $(TWO) -m "not ray and not slow"
 
 drill: $(VENV)/.installed  ## faults and lost nodes: minutes each, on a quiet machine
 	$(RUN) -m pytest -s -m drill
@@ -23,7 +26,7 @@ check: $(VENV)/.installed  ## the one gate: format, lint, types, tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(RUN) -m pytest
+	$(TEST)
 
 $(VENV)/.installed: pyproject.toml cluster/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
