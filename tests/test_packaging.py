@@ -36,7 +36,7 @@ BEHIND = {
 }
 """Declared packages that work through another one's module."""
 
-TOOLS = {"mypy", "ruff", "types-pyyaml"}
+TOOLS = {"mypy", "pytest-xdist", "ruff", "types-pyyaml"}
 """Declared for those who work on the project; commands, not imports."""
 
 IMPORTED_AS = {"scikit-image": "skimage", "pillow": "PIL", "pyyaml": "yaml"}
