@@ -259,6 +259,7 @@ class GenerationSettings:
     image_temperature: float = option(1.0, "temperature of image tokens (0: greedy)")
     image_top_p: float = option(1.0, "probability mass that image tokens come from")
     image_guidance: float = option(1.0, "how far image tokens follow their report: u + guidance (c - u) in log p")
+    drop_repeats: bool = option(False, "leave out a sentence of a report that says an earlier one again, word for word")
     no_repeat: int = option(0, "report tokens of which no sequence may come twice (0: any may)")
     batch_size: int = option(64, "requests decoded together")
     decoder: Literal["auto", "folded", "transformers"] = option(

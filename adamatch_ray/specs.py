@@ -154,6 +154,7 @@ NEUTRAL: dict[str, Any] = {
     "llm.instructions.prompt_dropout": 0.0,
     "generate.image_guidance": 1.0,
     "generate.no_repeat": 0,
+    "generate.drop_repeats": False,
     "vqgan.loss.clinical_start": 0,
     "evaluate.judge": "",
 }

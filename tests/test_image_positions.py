@@ -8,7 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
+from adamatch_ray.engines.generation import (
+    GenerationEngine,
+    GenerationSettings,
+    ImageRequest,
+    ReportRequest,
+    without_repeats,
+)
 from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend
 from adamatch_ray.instructions import Example, InstructionBuilder, Overlength, in_order_told
 from adamatch_ray.model_config import InstructionConfig, LLMConfig
@@ -167,3 +173,9 @@ def test_keywords_follow_the_report_that_is_learnt() -> None:
     assert [hint.text for hint in in_order_told(hints, report)] == [
         "nodule", "pleural effusion", "rib fracture", "cardiomegaly",
     ]  # fmt: skip
+
+
+def test_a_sentence_is_said_once() -> None:
+    report = "Small left effusion. Heart size is normal. Small  left effusion. No edema. small left effusion."
+    assert without_repeats(report) == "Small left effusion. Heart size is normal. No edema."
+    assert without_repeats("A 2.5 cm nodule. A 2.6 cm nodule.") == "A 2.5 cm nodule. A 2.6 cm nodule."

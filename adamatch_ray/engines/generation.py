@@ -4,6 +4,7 @@ A request's answer depends on its prompt and its seed, not on the requests it ha
 fails keeps its place among the answers, with a status that says why, so no metric loses its row.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,6 +52,18 @@ class ImageResult(NamedTuple):
     status: str
 
 
+def without_repeats(report: str) -> str:
+    """A report without the sentences that say an earlier one again.
+
+    Forbidding tokens that would repeat a sequence ends sentences in words that do not fit; this leaves whole ones.
+    """
+    sentences = re.split(r"(?<=[.!?])\s+", report)
+    first: dict[str, str] = {}
+    for sentence in sentences:
+        first.setdefault(" ".join(sentence.lower().split()), sentence)
+    return " ".join(first.values())
+
+
 class GenerationEngine:
     """cxr_to_report and report_to_cxr for lists of requests; offline actors and online deployments hold one each.
 
@@ -95,6 +108,7 @@ class GenerationEngine:
                 continue
             ended = bool(answer) and answer[-1] == layout.end_id
             text = str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()
+            text = without_repeats(text) if s.drop_repeats else text
             status = OK if ended else f"truncated: no end of report within {len(answer)} tokens"
             results.append(ReportResult(text, answer, status))
         return results
