@@ -205,6 +205,8 @@ def test_a_text_without_headers_is_kept_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("Pneumothorax: normal. Effusion - unremarkable", {"Pleural Effusion": 0, "Pneumothorax": 0}),
+        ("Chest tube: unremarkable.", {"Support Devices": 1}),
         ("Effusion: none. Pneumothorax: None seen.", {"Pleural Effusion": 0, "Pneumothorax": 0}),
         ("Effusion: none; pneumothorax: small apical", {"Pleural Effusion": 0, "Pneumothorax": 1}),
         ("Effusion, pneumothorax: absent", {"Pleural Effusion": 0, "Pneumothorax": 0}),

@@ -187,6 +187,7 @@ _PERHAPS = (
     r"|(?:can ?not|can't|not) (?:be )?(?:excluded|ruled out))"
 )
 _SEEN = r"(?:yes|y|present|pos(?:itive)?|seen|true|1|\+|\(\+\)|[\[(]\s*[x*+]\s*[\])])"
+_DEVICE = r"\b(?:tubes?|lines?|leads?|wires?|catheters?|pacemakers?|devices?|hardware|clips|valves?|prosthe\w+)\b"
 _ANATOMY = (
     r"(?:heart|cardi\w+|mediastin\w+|silhouette|contours?|bon[ey]s?|osseous|ribs?|pleural? spaces?|cp angles?|lungs?)"
 )
@@ -202,6 +203,8 @@ FORM = (
     (rf"{_WHAT}{_PERHAPS}\s*[.!;,?]*$", r"possible \g<what>"),
     (rf"{_WHAT}{_SEEN}\s*[.!;,]*$", r"\g<what>"),
     (rf"^(?P<what>(?:[\w/]+ ){{0,3}}?{_ANATOMY}(?: \w+){{0,2}}){_SEPARATOR}(?=\w)", r"\g<what> "),
+    # No anatomy, or the rule before had taken it: a finding that is normal is none. A device may be in order.
+    (rf"(?!.*{_DEVICE}){_WHAT}(?:normal|unremarkable|clear)\s*[.!;,]*$", r"no \g<what>"),
 )
 """Lines of a form ("Pneumothorax: none.", "[ ] Effusion"), and the prose that says the same."""
 
