@@ -3,10 +3,13 @@
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from adamatch_ray.config import ScaleConfig
+
+Result = TypeVar("Result")
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +50,29 @@ def start_ray(scale: "ScaleConfig", dashboard: bool = False) -> None:
 def actors(scale: "ScaleConfig") -> int:
     """How many processes a batch job spreads over: `scale.workers` GPUs, or at least this machine's cores."""
     return scale.workers if scale.gpu else max(scale.workers, os.cpu_count() or 1)
+
+
+def device_of(scale: "ScaleConfig") -> str:
+    """The torch device of a worker's models. ADAMATCH_DEVICE=cpu rehearses a run with GPUs where there are none."""
+    return os.environ.get("ADAMATCH_DEVICE", "cuda") if scale.gpu else "cpu"
+
+
+def on_device(scale: "ScaleConfig", work: Callable[[str], Result]) -> Result:
+    """`work(device)`, of one process: here, or with `scale.gpu` as a task on a node that has one to spare.
+
+    A job's own process has none: on a cluster it runs on the head. What the work answers travels back.
+    """
+    if not scale.gpu:
+        return work(device_of(scale))
+    import ray
+
+    def task() -> Result:
+        return work(device_of(scale))
+
+    start_ray(scale)
+    remote = ray.remote(num_cpus=scale.cpus_per_worker, num_gpus=1, max_retries=scale.max_failures)(task)
+    answer: Result = ray.get(remote.remote())
+    return answer
 
 
 def calm_ray_data() -> None:

@@ -25,13 +25,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "codebooks")
     if (answer := run.begin()) is not None:
         return answer
+    from adamatch_ray.cluster import device_of
     from adamatch_ray.data.loading import list_shards
     from adamatch_ray.pipeline.codebooks import EntityCounts, KeypatchCandidates
     from adamatch_ray.shards import spread
 
     studies, options, scale = run.root.stage("studies"), run.config.codebooks, run.config.scale
     files = [shard.path.removeprefix(f"{studies.path}/") for shard in list_shards(studies, "train")]
-    device = "cuda" if scale.gpu else "cpu"
+    device = device_of(scale)
     entities = partial(EntityCounts, run.root.uri, options.backend, options.ner, options.min_score, device)
     counted = list(spread(files, entities, scale, "entities"))
     textual = _textual(run, counted)

@@ -17,12 +17,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     run = StageRun(parse_command_line(arguments, __doc__ or ""), "tokens")
     if (answer := run.begin()) is not None:
         return answer
+    from adamatch_ray.cluster import device_of
     from adamatch_ray.pipeline.tokens import TokenCache
     from adamatch_ray.shards import spread
 
     wanted = {name: rows for name, rows in run.root.stage("studies").require().files.items() if rows}
     scale, options = run.config.scale, run.config.tokens
-    device = "cuda" if scale.gpu else "cpu"
+    device = device_of(scale)
     maker = partial(TokenCache, run.root.uri, device, precision=options.precision, batch_size=options.batch_size)
     shards = list(spread(sorted(wanted), maker, scale, "tokens"))
     files = {shard.file: shard.rows for shard in shards}

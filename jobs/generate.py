@@ -22,15 +22,21 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     if (answer := run.begin()) is not None:
         return answer
     from adamatch_ray import __version__
+    from adamatch_ray.cluster import device_of
     from adamatch_ray.pipeline.generations import ShardGenerator
     from adamatch_ray.shards import spread
 
     shards, inputs = _plan(run)
     options, scale = run.config.generate, run.config.scale
     versions = {**run.parents, "adamatch_ray": __version__}
-    device = "cuda" if scale.gpu else "cpu"
     maker = partial(
-        ShardGenerator, run.root.uri, device, options, cycle=options.cycle, seed=options.seed, versions=versions
+        ShardGenerator,
+        run.root.uri,
+        device_of(scale),
+        options,
+        cycle=options.cycle,
+        seed=options.seed,
+        versions=versions,
     )
     statuses: dict[str, Counter[str]] = {shard.direction: Counter() for shard in shards}
     files: dict[str, int] = {}

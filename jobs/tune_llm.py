@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
         return answer
     from functools import partial
 
-    from adamatch_ray.cluster import start_ray
+    from adamatch_ray.cluster import device_of, start_ray
     from adamatch_ray.data.loading import steps_per_epoch
     from adamatch_ray.model_config import to_json
     from adamatch_ray.pipeline.hints import make_hints
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     from adamatch_ray.train.llm_plan import plan_llm
 
     stage, workers = run.config.llm, run.config.scale.workers_of("llm")
-    deepspeed_config(stage, workers, "cuda" if run.config.scale.gpu else "cpu")
+    deepspeed_config(stage, workers, device_of(run.config.scale))
     if not run.command.overwrite:
         check_resume(run.stage, run.command.run_name, run.command.resume, workers, stage.deepspeed.stage)
     layout = plan_llm(run.root, stage)

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.drill, pytest.mark.ray, pytest.mark.slow]
 EPOCHS = 30
 
 
-def on_nodes(folder: Path, lose_when: str, job: str, *arguments: str) -> dict[str, Any]:
+def on_nodes(folder: Path, lose_when: str, job: str, *arguments: str, gpus: int = 0) -> dict[str, Any]:
     """The job's answer on two nodes, with how many nodes there were and how many died."""
-    drill = [str(REPOSITORY / "tests" / "node_drill.py"), "2", "2", lose_when, job, *arguments]
+    drill = [str(REPOSITORY / "tests" / "node_drill.py"), "2", "2", str(gpus), lose_when, job, *arguments]
     return see_through(drill, folder / f"{job}.log")
 
 
@@ -72,3 +72,13 @@ def test_generating_over_two_nodes_that_loses_one_makes_every_row_once(
         assert len(rows) == len(set(rows)) == 96
     assert tables["calm"] == tables["hurt"]
     print(f"node lost while generating: finished {answer['after']} s later, 0 rows lost, 0 doubled")
+
+
+def test_work_for_a_gpu_is_done_on_a_node_that_has_one(cycle_root: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    """This process has none, nor the CPU that stands in for it: a model that it built would be refused by torch."""
+    root = Path(shutil.copytree(cycle_root, tmp_path / "run"))
+    options = ["--config", str(tiny_yaml), "--root", str(root), "--scale.gpu", "true"]
+    drawn = on_nodes(tmp_path, "", "draw_gallery", *options, "--gallery.studies", "2", gpus=1)
+    assert drawn["studies"] == 2 and (root / "gallery" / "002-words.png").is_file()
+    scored = on_nodes(tmp_path, "", "evaluate", *options, "--evaluate.tables", "retrieval,localization", gpus=1)
+    assert scored["status"] == "done" and scored["studies"] == 16

@@ -23,7 +23,7 @@ from adamatch_ray.engines.loader import load_embedder, load_place_head, load_tok
 from adamatch_ray.engines.localizing import localize_phrases, localize_split
 from adamatch_ray.engines.matching import MatchingEngine
 from adamatch_ray.evaluation import cycle, headline, images, localization, reading, reports, split
-from adamatch_ray.evaluation.image_meter import ImageMeter, MeterSettings, niqe_fits
+from adamatch_ray.evaluation.image_meter import ImageMeter, niqe_fits
 from adamatch_ray.evaluation.tables import csv_table
 from adamatch_ray.metrics import retrieval
 from adamatch_ray.metrics.niqe import NiqeParameters
@@ -32,19 +32,22 @@ from adamatch_ray.pages import results as page
 from adamatch_ray.pages.material import Material
 from adamatch_ray.storage import Root
 
-Spread = Callable[[ImageMeter, MeterSettings], images.Measure]
-"""Makes the function that measures images, from a meter at hand and from what further ones are made of."""
-
 
 class NothingToScore(Exception):
     """Why a table is left out."""
 
 
+def evaluate(root: str, options: EvaluateConfig, device: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Score the asked tables of a root: what metrics.json says, and the files of `metrics/` by name."""
+    evaluator = Evaluator(Root(root), options, device)
+    return evaluator.run(), evaluator.files
+
+
 class Evaluator:
     """Scores the asked tables one after another; `files` holds what `metrics/` will hold, by name."""
 
-    def __init__(self, root: Root, options: EvaluateConfig, device: str, spread: Spread) -> None:
-        self.root, self.options, self.device, self.spread = root, options, device, spread
+    def __init__(self, root: Root, options: EvaluateConfig, device: str) -> None:
+        self.root, self.options, self.device = root, options, device
         self.studies = root.stage("studies")
         self.split = split.read(self.studies, options.split)
         self.labeler = RuleLabeler()
@@ -136,13 +139,12 @@ class Evaluator:
         others = dict(self._reconstruction)
         if self.predictions.cycle_images is not None:
             others["second_image"] = asked.place(self.predictions.cycle_images)
-        settings = self._meter_settings()
-        meter = ImageMeter(settings)
+        meter = self._meter()
         table = images.score(
             asked,
             split.read(self.studies, "validate"),
             placed,
-            self.spread(meter, settings),
+            meter,
             meter.name,
             meter.judge,
             self.labeler,
@@ -152,9 +154,9 @@ class Evaluator:
             seed=self.options.seed,
         )
         table.result["judge"] = {"name": meter.judge, "independent": self._independent}
-        if settings.niqe and table.result["niqe"]:
-            table.result["niqe"]["pristine"] = settings.niqe.source
-            self.files["niqe.npz"] = _saved(settings.niqe)
+        if meter.parameters and table.result["niqe"]:
+            table.result["niqe"]["pristine"] = meter.parameters.source
+            self.files["niqe.npz"] = _saved(meter.parameters)
         for name, statistics in table.statistics.items():
             self.files[f"features_{name}.npz"] = _saved(statistics)
         if table.points:
@@ -231,21 +233,14 @@ class Evaluator:
             asked = asked.having(column)
         return asked, asked.place(column)
 
-    def _meter_settings(self) -> MeterSettings:
+    def _meter(self) -> ImageMeter:
         options, pristine = self.options, None
         if options.niqe:
             pristine = NiqeParameters.load(options.niqe)
         elif niqe_fits(self._canvas):
             pristine = images.fit_niqe(self.studies, options.niqe_images, self.split.label)
-        return MeterSettings(
-            self.root.uri,
-            options.judge,
-            self._canvas,
-            self.device,
-            options.extractor,
-            options.extractor_weights,
-            pristine,
-        )
+        named = options.extractor, options.extractor_weights
+        return ImageMeter(self.root, options.judge, self._canvas, self.device, *named, pristine)
 
     @cached_property
     def predictions(self) -> Predictions:

@@ -1,11 +1,10 @@
-"""What is measured of one image, ours or a real one: features, findings and NIQE. The object an actor holds as well.
+"""What is measured of one image, ours or a real one: features, findings and NIQE.
 
-Images go through the networks in fixed batches on one CPU thread, so that no figure depends on how many workers there
-are or what batch size they were given.
+Images go through the networks in fixed batches and, without a GPU, on one thread, so that no figure depends on the
+machine's cores or on the batch size of anything else.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,10 +16,12 @@ from adamatch_ray.data.predictions import Encoded, load_canvas
 from adamatch_ray.engines.loader import load_classifier
 from adamatch_ray.metrics import extractors
 from adamatch_ray.metrics.niqe import BLOCK, NiqeParameters, niqe
+from adamatch_ray.shards import Progress
 from adamatch_ray.storage import Root
 
 BATCH = 32
 Array = NDArray[np.floating]
+Extractor = Literal["encoder", "densenet", "inception"]
 
 
 class Measured(NamedTuple):
@@ -36,41 +37,36 @@ class Measured(NamedTuple):
     readable_B: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class MeterSettings:
-    """What an `ImageMeter` is made from; it travels to workers. No `niqe`: that column is NaN throughout.
-
-    `judge`: the root whose classifier judges, where that is another one.
-    """
-
-    root: str
-    judge: str
-    canvas: int
-    device: str
-    extractor: Literal["encoder", "densenet", "inception"]
-    weights: str
-    niqe: NiqeParameters | None
-
-
 class ImageMeter:
     """Measures images. `name` and `dimensions` are those of the features, `judge` is the classifier's name."""
 
-    def __init__(self, settings: MeterSettings) -> None:
-        self.canvas, self.parameters = settings.canvas, settings.niqe
-        self.classifier = load_classifier(Root(settings.judge or settings.root), settings.device)
-        self.judge = f"{'another' if settings.judge else 'this'} run's {self.classifier.name}"
+    def __init__(
+        self, root: Root, judge: str, canvas: int, device: str, extractor: Extractor, weights: str,
+        niqe: NiqeParameters | None,
+    ) -> None:  # fmt: skip
+        """`judge`: the root whose classifier judges, where that is another one. No `niqe`: that column is all NaN."""
+        self.canvas, self.parameters = canvas, niqe
+        self.classifier = load_classifier(Root(judge) if judge else root, device)
+        self.judge = f"{'another' if judge else 'this'} run's {self.classifier.name}"
         self.name, self.dimensions = self.judge, self.classifier.dimensions
         self.extractor: extractors.NamedExtractor | None = None
-        if settings.extractor != "encoder":
-            if not settings.weights:
-                raise ValueError(f"FID with {settings.extractor} needs its weights: --evaluate.extractor_weights FILE")
-            made = {"densenet": extractors.xray_densenet, "inception": extractors.inception}[settings.extractor]
-            self.extractor = made(settings.weights, settings.device)
+        if extractor != "encoder":
+            if not weights:
+                raise ValueError(f"FID with {extractor} needs its weights: --evaluate.extractor_weights FILE")
+            made = {"densenet": extractors.xray_densenet, "inception": extractors.inception}[extractor]
+            self.extractor = made(weights, device)
             self.name, self.dimensions = self.extractor.name, self.extractor.dimensions
 
     def __call__(self, images: Sequence[Encoded]) -> Measured:
-        """Measure at most `BATCH` images. An unreadable one is measured as a black canvas and marked."""
-        assert len(images) <= BATCH, len(images)
+        """Measure images, in order. An unreadable one is measured as a black canvas and marked."""
+        starts, parts = range(0, len(images), BATCH), []
+        progress = Progress("metrics: images,", len(starts), "batches")
+        for start in starts:
+            parts.append(self._measure(images[start : start + BATCH]))
+            progress.add()
+        return Measured(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _measure(self, images: Sequence[Encoded]) -> Measured:
         canvases = [self._load(image) for image in images]
         readable_B = np.array([canvas is not None for canvas in canvases])
         canvas_BHW = np.stack([self._black() if canvas is None else canvas for canvas in canvases])
@@ -101,16 +97,6 @@ class ImageMeter:
             return float(niqe(canvas[None], self.parameters)[0])
         except ValueError:  # every whole block of it is flat
             return float("nan")
-
-
-def batches(images: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-    """The fixed batches that a set of images is measured in."""
-    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-
-
-def join(parts: Sequence[Measured]) -> Measured:
-    """One table of the batches' rows, in order."""
-    return Measured(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def niqe_fits(canvas: int) -> bool:

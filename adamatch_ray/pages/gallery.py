@@ -1,12 +1,18 @@
 """The gallery as one HTML page that needs nothing else: styles, script and pictures are inside."""
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from adamatch_ray.codebooks import VisualCodebook
+from adamatch_ray.data import loading
+from adamatch_ray.engines.matching import MatchingEngine
+from adamatch_ray.pages.drawing import draw_study
 from adamatch_ray.pages.html import render
 from adamatch_ray.pages.layout import FONT, Drawn, css_pixel, lay_out
-from adamatch_ray.pages.view import Mark, StudyView, picture, spotlight
+from adamatch_ray.pages.view import Mark, StudyView, picture, spotlight, view_studies
+from adamatch_ray.storage import Root
 
 
 class Figure(NamedTuple):
@@ -26,6 +32,24 @@ class Shown(NamedTuple):
     pixel: float
     words: Figure
     keywords: Figure
+
+
+def draw_gallery(root: str, split: str, count: int, device: str) -> dict[str, bytes]:
+    """The first `count` studies of a split matched and drawn: files by name, two PNGs a study and the page."""
+    stages = Root(root)
+    engine = MatchingEngine.load(stages, device)
+    codebook = VisualCodebook.load(stages.stage("codebooks"), crops=True)
+    studies = loading.first_studies(stages.stage("studies"), split, count).to_pylist()
+    views = view_studies(engine, codebook, studies)
+    files: dict[str, bytes] = {}
+    for number, view in enumerate(views, start=1):
+        words = [view.words[n] for n in spotlight(view.words, engine.entity_words)]
+        keywords = [view.keywords[n] for n in spotlight(view.keywords)]
+        files[f"{number:03d}-words.png"] = draw_study(view, words, "words of the report")
+        files[f"{number:03d}-keywords.png"] = draw_study(view, keywords, "keywords of the image")
+        print(f"gallery: {number} of {len(views)} studies drawn", file=sys.stderr)
+    page = render_page(views, "Which region for which word", engine.entity_words)
+    return {**files, "index.html": page.encode()}
 
 
 def render_page(views: Sequence[StudyView], title: str, telling: frozenset[str] = frozenset()) -> str:

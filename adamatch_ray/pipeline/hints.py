@@ -5,6 +5,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from adamatch_ray.cluster import device_of
 from adamatch_ray.codebooks import GROUPS, keyword_groups
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.engines.matching import MatchingEngine
@@ -83,11 +84,10 @@ def make_hints(run: StageRun) -> dict[str, int]:
     studies = run.root.stage("studies").require()
     wanted = {name: rows for name, rows in sorted(studies.files.items()) if rows and name.startswith(SPLITS)}
     config, prompt = run.config, run.config.llm.instructions
-    device = "cuda" if config.scale.gpu else "cpu"
     maker = partial(
         HintCache,
         run.root.uri,
-        device,
+        device_of(config.scale),
         config.evaluate.batch_size,
         keywords=prompt.keywords,
         keypatches=prompt.keypatches,

@@ -63,7 +63,8 @@ def current_worker(precision: str, threads: int = 0) -> Worker:
     import ray.train.torch
 
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    rehearsed = os.environ.get("ADAMATCH_DEVICE")  # see `cluster.device_of`
+    device = torch.device(rehearsed) if rehearsed else ray.train.torch.get_device()
     if device.type == "cpu":  # Ray gives a worker the threads of its reserved CPUs, which here are for bookkeeping
         torch.set_num_threads(threads or max(1, _cores() // context.get_local_world_size()))
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from adamatch_ray.cluster import start_ray
+from adamatch_ray.cluster import device_of, start_ray
 from adamatch_ray.config import ScaleConfig
 from adamatch_ray.data import loading
 from adamatch_ray.stage import StageRun
@@ -52,6 +52,7 @@ def _fit(run: StageRun, settings: TrainSettings, make: MakeFitter) -> ray.train.
 
     trainer = TorchTrainer(
         on_worker,
+        torch_config=TorchConfig(backend="gloo" if device_of(scale) == "cpu" else "nccl"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers_of(run.name),
             use_gpu=scale.gpu,
