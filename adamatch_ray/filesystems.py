@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from s3fs import S3FileSystem
 
 
+PARTIAL = ".partial-"
+"""How the name of a local file begins while it is written."""
+
+
 class WholeFiles(LocalFileSystem):
     """Local files that appear whole or not at all, as an object in S3 does; folders are made as they are needed."""
 
@@ -74,7 +78,7 @@ def digest(uri: str, option: str) -> str:
 def _appearing(target: Path) -> Iterator[Path]:
     """A temporary file that takes the target's name when the block ends well, and vanishes when it does not."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -134,12 +134,20 @@ def write_shard(stage: Stage, name: str, table: pa.Table, identity: str) -> None
 
 
 def read_footer(stage: Stage, name: str, identity: str = "") -> tuple[int, dict[str, str]] | None:
-    """The rows of the shard of this name and what its footer says, if it is there with this identity (or any)."""
+    """The rows of the shard of this name and what its footer says, if it is there with this identity (or any).
+
+    One that is to be used again is read, page by page: a damaged shard counts as none.
+    """
     path = f"{stage.path}/{name}"
     if stage.filesystem.get_file_info(path).type != pafs.FileType.File:
         return None
-    metadata = pq.read_metadata(path, filesystem=stage.filesystem)
-    footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+    try:
+        metadata = pq.read_metadata(path, filesystem=stage.filesystem)
+        footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+        if identity and footer.get("identity") == identity:
+            stage.read_table(name)
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
+        return None
     return (int(metadata.num_rows), footer) if identity in ("", footer.get("identity")) else None
 
 

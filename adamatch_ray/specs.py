@@ -163,7 +163,11 @@ NEUTRAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage says of itself."""
+    """What a finished stage says of itself.
+
+    files: rows of each shard. sizes and digests: bytes and SHA-256 of every file that the stage is made of; empty in
+    stages of earlier versions, which stand all the same.
+    """
 
     stage: str
     fingerprint: str
@@ -174,6 +178,8 @@ class Manifest:
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     version: str = __version__
+    sizes: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     def is_of(self, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
         """Whether the stage was made from these inputs, by this version or by one that had other settings."""

@@ -53,6 +53,7 @@ class StageRun:
         if overwrite or not self._is_done(overwrite=False):
             self._lease = Lease(self.stage, self.command.run_name)
             if not self._is_done(overwrite):  # asked again: another run may have finished it in between
+                self.stage.sweep()
                 return None
             self._lease.release()
         print(f"{self.name}: finished before with these inputs, skipped", file=sys.stderr)
@@ -64,6 +65,7 @@ class StageRun:
         """Commit the manifest, give the stage free and return the job's answer."""
         assert self._lease is not None, "finish comes after a begin that returned None"
         self._lease.check()
+        sizes, digests = self.stage.contents()
         seconds = round(time.monotonic() - self.started, 1)
         self.stage.commit(
             Manifest(
@@ -75,6 +77,8 @@ class StageRun:
                 files=dict(files or {}),
                 figures=dict(figures),
                 seconds=seconds,
+                sizes=sizes,
+                digests=digests,
             )
         )
         self._lease.release()

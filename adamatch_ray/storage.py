@@ -1,15 +1,19 @@
 """Where a stage's output lives: a root is a local folder or `s3://bucket/prefix`, below it one folder a stage.
 
 Files appear whole or not at all. A stage without `manifest.json`, the last file written, does not exist for a reader.
+The manifest names each file's size and SHA-256; a reader that meets other bytes says which file and what mends it.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from adamatch_ray.filesystems import WholeFiles, open_filesystem
+from adamatch_ray.filesystems import PARTIAL, WholeFiles, open_filesystem
 from adamatch_ray.specs import STAGES, Manifest
 
 LEASE = "lease.json"
 """The one file of a stage that belongs to the run that is making it, not to what it makes."""
+
+MANIFEST = "manifest.json"
+_AT_ONCE = 8
+"""Files that are digested, or asked for at S3, at a time."""
 
 
 class Root:
@@ -52,10 +60,12 @@ class Stage:
         self.files, self.filesystem = root.files, root.filesystem
         self.path = f"{root.path}/{name}"
         self.uri = f"{root.uri}/{name}"
+        self._local = isinstance(self.files, WholeFiles)
+        self._digests: dict[str, str] | None = None
 
     def manifest(self) -> Manifest | None:
         """The committed manifest, or None while the stage is not finished."""
-        text = self.read_text("manifest.json")
+        text = self.read_text(MANIFEST)
         return None if text is None else Manifest(**json.loads(text))
 
     def require(self) -> Manifest:
@@ -73,7 +83,7 @@ class Stage:
         if manifest is None:
             return False
         if overwrite:
-            self.remove("manifest.json")
+            self._withdraw(manifest)
             return False
         if manifest.is_of(config, parents):
             return True
@@ -82,11 +92,52 @@ class Stage:
 
     def commit(self, manifest: Manifest) -> None:
         """Publish the stage: its manifest appears, whole, as the last file written."""
-        self.write_bytes("manifest.json", (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+        self.write_bytes(MANIFEST, (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+        self._digests = None
+
+    def contents(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Size and SHA-256 of every file that the stage is made of; checkpoints and the lease are not among them."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        found = [info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        sizes = {info.path.removeprefix(f"{self.path}/"): info.size for info in found}
+        names = sorted(n for n in sizes if n not in (LEASE, MANIFEST) and not n.startswith("training/"))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return {name: sizes[name] for name in names}, dict(zip(names, pool.map(self._sha256, names), strict=True))
+
+    def damage(self, name: str, manifest: Manifest, read: bool = True) -> str:
+        """What is wrong with a file that the manifest names, in a word; empty when nothing is.
+
+        Without `read`, S3 is believed about objects that were written from here.
+        """
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        if info.type != pafs.FileType.File:
+            return "lost"
+        if name in manifest.sizes and info.size != manifest.sizes[name]:
+            return f"{info.size} bytes instead of {manifest.sizes[name]}"
+        if name in manifest.digests and self._sha256(name, read) != manifest.digests[name]:
+            return "other bytes than were written"
+        return ""
+
+    def mend(self) -> str:
+        """The command that makes what is lost or damaged again; what is whole is kept where it can be."""
+        return f"python jobs/{STAGES[self.name].job}.py --root {self.root.uri} --overwrite"
+
+    def check(self, name: str) -> None:
+        """Raises ValueError, naming file and job, where a finished stage's file is not what was written."""
+        if (manifest := self.manifest()) and name in manifest.digests and (what := self.damage(name, manifest)):
+            raise ValueError(
+                f"{self.uri}/{name} is damaged ({what}); run: {self.mend()} (and the --config that is meant)"
+            )
+
+    def sweep(self) -> None:
+        """Remove what a killed run had half written; for the one run that makes the stage now."""
+        if self._local:
+            for path in Path(self.path).rglob(f"{PARTIAL}*"):
+                path.unlink(missing_ok=True)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one file so that a reader sees all of it or none."""
-        self.files.pipe_file(f"{self.path}/{name}", data)
+        self.files.pipe_file(f"{self.path}/{name}", data, **self._mark(hashlib.sha256(data).hexdigest))
 
     def create_bytes(self, name: str, data: bytes) -> bool:
         """Write one file unless there is one of its name already; whether it was written."""
@@ -97,13 +148,16 @@ class Stage:
         return True
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of one file. Raises FileNotFoundError, and OSError where storage is out of reach."""
-        try:
-            return bytes(self.files.cat_file(f"{self.path}/{name}"))
-        except OSError:
-            raise
-        except Exception as error:  # the S3 client's own, such as no credentials: the user's to mend
-            raise OSError(f"{self.uri}: {error}") from error
+        """The content of one file.
+
+        Raises FileNotFoundError, OSError where storage is out of reach, and ValueError when the file is damaged.
+        """
+        if name in (MANIFEST, LEASE):
+            return self._read(name)
+        with self._checked(name):
+            data = self._read(name)
+        self._compare(name, hashlib.sha256(data).hexdigest)
+        return data
 
     def read_text(self, name: str) -> str | None:
         """The text of one file, or None when there is none."""
@@ -113,13 +167,15 @@ class Stage:
             return None
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A parquet file, or some of its columns."""
-        return pq.read_table(f"{self.path}/{name}", columns=columns, filesystem=self.filesystem)
+        """A parquet file, or some of its columns. Raises as `read_bytes`; what is read is checked page by page."""
+        with self._checked(name):
+            path = f"{self.path}/{name}"
+            return pq.read_table(path, columns=columns, filesystem=self.filesystem, page_checksum_verification=True)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a table as a parquet file; equal tables give equal bytes."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         self.write_bytes(name, buffer.getvalue())
 
     def remove(self, name: str) -> None:
@@ -135,17 +191,25 @@ class Stage:
     def upload_into(self, folder: Path, name: str) -> None:
         """Copy a local folder's files to `name` within the stage, beside what is there."""
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            self.files.put_file(str(file), f"{self.path}/{name}/{file.relative_to(folder).as_posix()}")
+            target = f"{self.path}/{name}/{file.relative_to(folder).as_posix()}"
+            self.files.put_file(str(file), target, **self._mark(partial(_sha256_of, file)))
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A folder of the stage as a local one, to be read within the block; what was fetched is removed after it."""
-        if isinstance(self.files, WholeFiles):
-            yield Path(self.path) / name
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            pafs.copy_files(f"{self.path}/{name}", folder, source_filesystem=self.filesystem)
-            yield Path(folder)
+        """A folder of the stage as a local one, to be read within the block; what was fetched is removed after it.
+
+        Raises ValueError when one of its files is damaged.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = Path(self.path) / name
+            files = [file for file in self._said() if file.startswith(f"{name}/")]
+            if not self._local:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                with self._checked(*files):
+                    pafs.copy_files(f"{self.path}/{name}", str(folder), source_filesystem=self.filesystem)
+            for file in files:
+                self._compare(file, partial(_sha256_of, folder / file.removeprefix(f"{name}/")))
+            yield folder
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every file of the stage that is not named: what an earlier run with other settings left behind."""
@@ -159,3 +223,60 @@ class Stage:
         """Remove a folder within the stage, if it is there."""
         if self.filesystem.get_file_info(f"{self.path}/{name}").type == pafs.FileType.Directory:
             self.filesystem.delete_dir(f"{self.path}/{name}")
+
+    def _withdraw(self, manifest: Manifest) -> None:
+        """Take the manifest away; damaged files first, as a rerun keeps shards by what their footers say."""
+        for name in manifest.digests:
+            if self.damage(name, manifest, read=False):
+                self.remove(name)
+        self.remove(MANIFEST)
+        self._digests = None
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return bytes(self.files.cat_file(f"{self.path}/{name}"))
+        except OSError:
+            raise
+        except Exception as error:  # the S3 client's own, such as no credentials: the user's to mend
+            raise OSError(f"{self.uri}: {error}") from error
+
+    def _said(self) -> dict[str, str]:
+        """The digests of the manifest, which is read once."""
+        if self._digests is None:
+            manifest = self.manifest()
+            self._digests = manifest.digests if manifest else {}
+        return self._digests
+
+    def _compare(self, name: str, found: Callable[[], str]) -> None:
+        """Check a file whose bytes were read, unless they are the manifest's; that may be another by now."""
+        if (said := self._said().get(name)) is not None:
+            with self._checked(name):
+                whole = found() == said
+            if not whole:
+                self.check(name)
+
+    @contextmanager
+    def _checked(self, *names: str) -> Iterator[None]:
+        """When reading files fails, and because one is damaged, say so."""
+        try:
+            yield
+        except (OSError, pa.ArrowException):
+            for name in names:
+                self.check(name)
+            raise
+
+    def _mark(self, sha256: Callable[[], str]) -> dict[str, Any]:
+        """What S3 is asked to keep beside an object, so that the manifest needs no second download."""
+        return {} if self._local else {"Metadata": {"sha256": sha256()}}
+
+    def _sha256(self, name: str, read: bool = False) -> str:
+        path = f"{self.path}/{name}"
+        if not self._local and not read and (kept := self.files.metadata(path).get("sha256")):
+            return str(kept)
+        with self.files.open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from adamatch_ray.cluster import calm_ray_data
 from adamatch_ray.data.images import decode_png
@@ -93,11 +92,11 @@ class WindowReader:
     """Reads a window: shuffled, decoded rows. The Ray Data actor, usable without Ray as well."""
 
     def __init__(self, root: str) -> None:
-        self.filesystem = Root(root).filesystem
+        self.studies = Root(root).stage("studies")
 
     def read(self, window: Window) -> Batch:
         """The rows of a window in their shuffled order."""
-        tables = [pq.read_table(path, columns=list(COLUMNS), filesystem=self.filesystem) for path in window.paths]
+        tables = [_read(self.studies, path, list(COLUMNS)) for path in window.paths]
         table = pa.concat_tables(tables)
         return to_batch(table.take(pa.array(window.order(table.num_rows))))
 
@@ -167,7 +166,7 @@ def training_batches(
 def read_split(stage: Stage, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Tables of a split's shards in their stored order, a shard at a time."""
     for shard in list_shards(stage, split):
-        yield pq.read_table(shard.path, columns=columns, filesystem=stage.filesystem)
+        yield _read(stage, shard.path, columns)
 
 
 def read_parts(stage: Stage, split: str, size: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -185,6 +184,10 @@ def first_studies(stage: Stage, split: str, count: int, columns: list[str] | Non
         if not count:
             break
     return pa.concat_tables(tables)
+
+
+def _read(stage: Stage, path: str, columns: list[str] | None) -> pa.Table:
+    return stage.read_table(path.removeprefix(f"{stage.path}/"), columns)
 
 
 def _labels(column: pa.ChunkedArray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -55,7 +54,7 @@ class RecordReader(loading.WindowReader):
     def __init__(self, root: str, layout: TokenLayout, instructions: InstructionConfig) -> None:
         stages = Root(root)
         super().__init__(root)
-        self.studies, self.tokens, self.hints = (stages.stage(name).path for name in ("studies", "tokens", "llm"))
+        self.tokens, self.hints = stages.stage("tokens"), stages.stage("llm")
         self.builder = InstructionBuilder(load_tokenizer(stages), layout, instructions)
         self.keypatches = KeypatchTokens.load(stages.stage("tokens")) if instructions.keypatches else KeypatchTokens([])
 
@@ -72,14 +71,14 @@ class RecordReader(loading.WindowReader):
         return [self._record(study, direction) for study in studies for direction in DIRECTIONS]
 
     def _studies(self, path: str) -> pa.Table:
-        name = path.removeprefix(f"{self.studies}/")
+        name = path.removeprefix(f"{self.studies.path}/")
         key = ["study_id", "dicom_id"]
         parts = [
-            pq.read_table(file, columns=[*key, *columns], filesystem=self.filesystem)
-            for file, columns in (
-                (path, ["report"]),
-                (f"{self.tokens}/{name}", ["tokens"]),
-                (f"{self.hints}/hints/{name}", ["keywords", "keypatches"]),
+            stage.read_table(file, [*key, *columns])
+            for stage, file, columns in (
+                (self.studies, name, ["report"]),
+                (self.tokens, name, ["tokens"]),
+                (self.hints, f"hints/{name}", ["keywords", "keypatches"]),
             )
         ]
         joined = parts[0]
