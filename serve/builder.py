@@ -10,7 +10,8 @@ from ray.serve.config import BackpressureConfig
 from adamatch_ray.storage import Root
 from serve.artifacts import check
 from serve.protocol import ModelsResponse
-from serve.settings import Settings, resolve
+from serve.settings import Settings, resolve, without_tokens
+from serve.tokens import read_tokens
 
 CPUS = 0.1
 """What a replica reserves: the models share the machine's cores, and two of those are enough for all of them."""
@@ -23,6 +24,7 @@ def config(settings: Settings) -> Application:
     """
     settings = resolve(settings)
     try:
+        read_tokens(settings)
         models = check(Root(settings.root))
     except (ValueError, OSError) as error:
         raise click.ClickException(" ".join(str(error).split())) from None
@@ -46,7 +48,7 @@ def build(settings: Settings, models: ModelsResponse) -> Application:
     def deploy(kind: type, name: str, *arguments: object, **options: Any) -> Application:
         return ray_serve.deployment(name=name, **{**worker, **options})(kind).bind(*arguments)
 
-    public = settings.model_copy(update={"token": type(settings.token)("")})  # only the ingress needs to know it
+    public = without_tokens(settings)  # only the ingress needs to know them
     return deploy(
         Ingress,
         "Ingress",

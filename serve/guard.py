@@ -5,7 +5,6 @@ errors, never a message or a body.
 """
 
 import asyncio
-import hmac
 import logging
 import re
 import time
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.measures import Measures
 from serve.problems import Problem
 from serve.settings import Settings
+from serve.tokens import Tokens
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,7 +37,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, measures: Measures, echo_id: bool = True) -> None:
         self._app, self._settings, self._measures, self._echo_id = app, settings, measures, echo_id
-        self._token = settings.token.get_secret_value().encode()
+        self._tokens = Tokens(settings)
         self._at_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,9 +59,10 @@ class Guard:
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer", request_id: str
     ) -> None:
         try:
-            self._check_token(scope["path"], headers)
+            name = self._tokens.name(headers) if scope["path"].startswith(_PRIVATE) else ""
             async with asyncio.timeout(self._settings.timeout_s):
                 if scope["method"] == "POST":
+                    self._tokens.spend(name)
                     await self._work(scope, headers, receive, answer)
                 else:
                     await self._app(scope, receive, answer)
@@ -107,13 +108,6 @@ class Guard:
             return whole.pop() if whole else await receive()
 
         return replay
-
-    def _check_token(self, path: str, headers: Headers) -> None:
-        if not self._token or not path.startswith(_PRIVATE):
-            return
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
-            raise Problem(401, "send the token of this service as 'Authorization: Bearer …'")
 
 
 class _Answer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-TOKEN_VARIABLE = "ADAMATCH_TOKEN"
+TOKEN_VARIABLE, TOKENS_VARIABLE = "ADAMATCH_TOKEN", "ADAMATCH_TOKENS"
 MEGABYTE = 1 << 20
 
 
@@ -32,6 +32,12 @@ class Settings(BaseModel):
     )
     index_studies: int = Field(default=256, ge=0, description="most studies in that index (0: no retrieval)")
     token: SecretStr = Field(default=SecretStr(""), description="bearer token; better set as ADAMATCH_TOKEN")
+    tokens: SecretStr = Field(
+        default=SecretStr(""), description="several, as 'NAME=TOKEN NAME=TOKEN …'; better set as ADAMATCH_TOKENS"
+    )
+    requests_per_minute: int = Field(
+        default=0, ge=0, description="most requests of a token to the models, in an ingress replica (0: any number)"
+    )
 
     @property
     def max_body(self) -> int:
@@ -45,7 +51,13 @@ class Settings(BaseModel):
 
 
 def resolve(settings: Settings) -> Settings:
-    """Settings that mean the same in any process: an absolute root, and the token of this process's environment."""
+    """Settings that mean the same in any process: an absolute root, and the tokens of this process's environment."""
     root = settings.root if "://" in settings.root else str(Path(settings.root).resolve())
     token = settings.token.get_secret_value() or os.environ.get(TOKEN_VARIABLE, "")
-    return settings.model_copy(update={"root": root, "token": SecretStr(token)})
+    tokens = settings.tokens.get_secret_value() or os.environ.get(TOKENS_VARIABLE, "")
+    return settings.model_copy(update={"root": root, "token": SecretStr(token), "tokens": SecretStr(tokens)})
+
+
+def without_tokens(settings: Settings) -> Settings:
+    """The same settings for those who need not know the tokens."""
+    return settings.model_copy(update={"token": SecretStr(""), "tokens": SecretStr("")})

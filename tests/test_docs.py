@@ -42,6 +42,13 @@ def test_every_option_on_the_pages_exists() -> None:
     assert len(named) > 10 and {name for _, name in named} <= {name for name, *_ in describe()}, named
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = [pair for page in pages for pair in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text())]
+    assert len(named) > 10
+    assert [pair for pair in named if f"def {pair[1]}(" not in (ROOT / pair[0]).read_text()] == []
+
+
 def test_every_named_page_and_link_leads_to_a_file() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "cluster/README.md"]
     links = [(page, target) for page in pages for target in re.findall(r'(?:\]\(|src=")([^)":#\s]+)', page.read_text())]

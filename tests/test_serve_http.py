@@ -1,10 +1,12 @@
 """The HTTP interface over models that are not there: what is asked, what comes back, and every way it can fail."""
 
+import asyncio
 import base64
 import functools
 import io
 import json
 import re
+import socket
 import struct
 import threading
 import zlib
@@ -22,7 +24,9 @@ from starlette.testclient import TestClient
 
 from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.phantom import generate
+from serve.problems import Problem
 from serve.settings import Settings
+from serve.tokens import Tokens
 
 PROBLEM = "application/problem+json"
 
@@ -33,7 +37,9 @@ def xray(kind: str = "PNG", side: int = 120) -> bytes:
     return stream.getvalue()
 
 
-def dicom(*, part: str = "CHEST", pixels: bool = True, syntax: str = "1.2.840.10008.1.2.1", nested: int = 0) -> bytes:
+def dicom(
+    *, part: str = "CHEST", pixels: bool = True, syntax: str = "1.2.840.10008.1.2.1", nested: int = 0, url: str = ""
+) -> bytes:
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
@@ -47,6 +53,8 @@ def dicom(*, part: str = "CHEST", pixels: bool = True, syntax: str = "1.2.840.10
     data.BodyPartExamined, data.PhotometricInterpretation, data.SamplesPerPixel = part, "MONOCHROME2", 1
     data.Rows, data.Columns = image.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    if url:
+        data.PixelDataProviderURL = data.RetrieveURL = url
     if pixels:
         data.PixelData = np.ascontiguousarray(image).tobytes()
     stream = io.BytesIO()
@@ -271,6 +279,115 @@ def test_a_token_is_asked_for_where_one_is_set() -> None:
     assert client.get("/v1/models", headers={"Authorization": "Bearer open sesame"}).status_code == 200
     assert client.get("/healthz").status_code == client.get("/").status_code == 200
     assert "open sesame" not in repr(Settings.model_validate({"token": "open sesame"}))
+
+
+NAMED = {"tokens": "ward-7=0123456789abcdef archive=fedcba9876543210", "requests_per_minute": 12}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_each_of_several_tokens_opens_and_nothing_else_does() -> None:
+    client = TestClient(fake_app(Settings.model_validate({**NAMED, "token": "open sesame"})))
+    for token in ("0123456789abcdef", "fedcba9876543210", "open sesame"):
+        assert client.get("/v1/models", headers=bearer(token)).status_code == 200
+    for token in ("ward-7", "0123456789abcde", "0123456789abcdef0", "ward-7=0123456789abcdef", "", "é"):
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {token}".encode()}).status_code == 401
+    assert client.get("/v1/models", headers={"Authorization": "Basic 0123456789abcdef"}).status_code == 401
+
+
+def test_a_token_that_asks_too_often_is_told_when_to_come_back_and_others_are_not() -> None:
+    client = TestClient(fake_app(Settings.model_validate(NAMED)))
+    ward, archive = bearer("0123456789abcdef"), bearer("fedcba9876543210")
+
+    def ask(headers: dict[str, str]) -> Any:
+        return client.post("/v1/image", json={"report": REPORT}, headers=headers)
+
+    assert [ask(ward).status_code for _ in range(3)] == [200, 200, 429]
+    refused = ask(ward)
+    assert refused.headers["content-type"] == PROBLEM and 1 <= int(refused.headers["Retry-After"]) <= 5
+    assert ask(archive).status_code == 200
+    assert client.get("/v1/models", headers=ward).status_code == 200, "only the models' work is counted"
+
+
+def test_a_bucket_fills_again_at_the_rate_that_is_set() -> None:
+    now = [0.0]
+    tokens = Tokens(Settings(requests_per_minute=60), clock=lambda: now[0])
+    for _ in range(10):
+        tokens.spend("ward-7")
+    with pytest.raises(Problem, match="too often"):
+        tokens.spend("ward-7")
+    now[0] = 3.0
+    for _ in range(3):
+        tokens.spend("ward-7")
+    with pytest.raises(Problem):
+        tokens.spend("ward-7")
+
+
+@pytest.mark.parametrize("entry", ["=0123456789abcdef", "ward", "ward=short", "a/b=0123456789abcdef", "ward-7=" * 2])
+def test_tokens_that_cannot_be_read_stop_the_start_and_are_not_repeated(entry: str) -> None:
+    with pytest.raises(ValueError, match="entry 3 is not NAME=TOKEN") as caught:
+        fake_app(Settings.model_validate({"tokens": f"{NAMED['tokens']} {entry}"}))
+    assert entry not in str(caught.value)
+
+
+def test_every_route_of_the_api_asks_for_the_token() -> None:
+    client = TestClient(fake_app(Settings.model_validate(NAMED)))
+    routes = [(path, method) for path, methods in client.get("/openapi.json").json()["paths"].items()
+              for method in methods if path not in ("/healthz", "/readyz")]  # fmt: skip
+    assert len(routes) >= 9
+    for path, method in [*routes, ("/v1/", "get"), ("/v1/nothing", "post")]:
+        assert client.request(method, path.replace("{name}", "phantom-1")).status_code == 401, path
+
+
+def test_no_other_site_may_read_an_answer(client: TestClient) -> None:
+    """CORS is off: nothing is allowed to another origin, in an answer or before a request."""
+    origin = {"Origin": "https://elsewhere.example"}
+    asked = client.options("/v1/image", headers={**origin, "Access-Control-Request-Method": "POST"})
+    answers = [asked, client.get("/v1/models", headers=origin), client.post("/v1/image", json={}, headers=origin)]
+    assert asked.status_code == 405
+    for answer in answers:
+        assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
+    for path in ("/", "/docs", "/app.js", "/healthz", "/v1/models", "/v1/nothing"):
+        headers = client.get(path).headers
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent_or_parsed() -> None:
+    """Its announced length is enough: no byte of it is read."""
+    app, sent = fake_app(Settings(max_upload_mb=1)), []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", b"9000000000"), (b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/report", "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 413
+
+
+def test_nothing_that_is_sent_is_fetched(client: TestClient) -> None:
+    """Addresses in names, fields, text and DICOM headers lead nowhere: a listener hears nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+        client.post("/v1/report", files={"image": (url, dicom(url=url))}, data={"seed": url})
+        client.post("/v1/report", files={"image": (url, dicom(url=url))})
+        client.post("/v1/image", json={"report": f"effusion, see {url}"})
+        client.post("/v1/retrieve", json={"report": url, "k": 1})
+        client.post("/v1/image", json={"report": "effusion"}, headers={"Referer": url, "X-Forwarded-Host": url})
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 @pytest.mark.parametrize(
