@@ -1,11 +1,13 @@
-"""How the running service does under load: throughput batched and unbatched, and what the chain itself costs.
+"""How the running service does under load: throughput batched and unbatched, first and last words, the chain's cost.
 
 `rows` starts the application on a root, loads it with clients, and ends it. Both kinds of server get the same requests.
+`python -m benchmarks.service [ROOT]` prints them.
 """
 
 import io
 import json
 import statistics
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -45,10 +47,11 @@ def rows(root: str, clients: int = 16, seconds: float = 60.0) -> list[dict[str, 
             found["/v1/report"][name] = load(lambda seed: ask_report(url, uploads[seed % 32], seed), clients, seconds)
             found["/v1/image"][name] = load(lambda seed: ask_image(url, _TEXT, seed), clients, seconds)
             served = [_timed(lambda i: ask_report(url, uploads[i], 0), index)[1] for index in range(20)]
+            streamed = [words(url, uploads, count, seconds / 2) for count in (1, clients)]
     lines = [_throughput(path, seen["batched"], seen["one by one"], clients, seconds) for path, seen in found.items()]
     served_ms, offline_ms = statistics.median(served) * 1e3, statistics.median(_offline(root, uploads[:20])) * 1e3
     overhead = {"what": "chain's own overhead, one client, p50", "ours": served_ms - offline_ms, "unit": "ms"}
-    return [*lines, {**overhead, "served_ms": served_ms, "offline_ms": offline_ms}]
+    return [*lines, *streamed, {**overhead, "served_ms": served_ms, "offline_ms": offline_ms}]
 
 
 def _throughput(path: str, batched: Load, single: Load, clients: int, seconds: float) -> dict[str, Any]:
@@ -63,6 +66,20 @@ def _throughput(path: str, batched: Load, single: Load, clients: int, seconds: f
         "statuses": batched.statuses,
         "peer_statuses": single.statuses,
     }
+
+
+def words(url: str, uploads: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+    """When the first and the last word of a report are there, seconds after it was asked for, p50."""
+    times: list[list[float]] = []
+
+    def ask(seed: int) -> int:
+        times.append(word_times(url, uploads[seed % len(uploads)], seed))
+        return 200
+
+    load(ask, clients, seconds)
+    first, last = (statistics.median(own[place] for own in times) for place in (0, -1))
+    told = f"first word of POST /v1/report as events, {clients} clients, {seconds:.0f} s, p50; peer: its last word"
+    return {"what": told, "ours": first, "peer": last, "ratio": last / first, "unit": "s", "answers": len(times)}
 
 
 @contextmanager
@@ -122,12 +139,27 @@ def ask_image(url: str, report: str, seed: int) -> int:
 
 def post(url: str, image: bytes, **fields: object) -> tuple[int, dict[str, Any]]:
     """A form with an image, by the standard library: status and the JSON that came."""
+    body, kind = _form(image, fields)
+    return _send(url, body, kind)
+
+
+def word_times(url: str, image: bytes, seed: int) -> list[float]:
+    """Seconds from asking for a report until each event with words of it."""
+    body, kind = _form(image, {"seed": seed})
+    headers = {"Content-Type": kind, "Accept": "text/event-stream"}
+    started = time.perf_counter()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/report", body, headers), timeout=300) as answer:
+        return [time.perf_counter() - started for line in answer if line.startswith(b"event: word")]
+
+
+def _form(image: bytes, fields: dict[str, object]) -> tuple[bytes, str]:
+    """Body and content type."""
     boundary = uuid.uuid4().hex
     parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
              for name, value in fields.items()]  # fmt: skip
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'.encode()
     body = b"".join(parts) + head + image + f"\r\n--{boundary}--\r\n".encode()
-    return _send(url, body, f"multipart/form-data; boundary={boundary}")
+    return body, f"multipart/form-data; boundary={boundary}"
 
 
 def _send(url: str, body: bytes, kind: str) -> tuple[int, dict[str, Any]]:
@@ -161,3 +193,8 @@ def _offline(root: str, uploads: list[bytes]) -> list[float]:
         engine.reports([read_image(image, engine.canvas, 10**8)], [0])
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+if __name__ == "__main__":
+    for row in rows(sys.argv[1] if sys.argv[1:] else "runs/phantom"):
+        print(json.dumps(row))

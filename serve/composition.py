@@ -6,6 +6,8 @@ Pure coordination: what travels are canvases, texts and token ids; what comes ou
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ _READER = RuleLabeler()
 
 
 class Composition:
-    """Handles of the four deployments; any object whose methods have an awaitable `.remote(...)` serves as one."""
+    """Handles of the four deployments; whatever has their methods, each with `.remote(...)`, serves as one."""
 
     def __init__(
         self, matcher: Any, image_tokens: Any, report_writer: Any, image_drawer: Any, measures: Measures
@@ -59,17 +61,35 @@ class Composition:
     ) -> ReportResponse:
         """The report of an X-ray that has been read; `second`: as the second half of a cycle."""
         hints = [keyword.hint for keyword in keywords]
-        report, status = await self._call("write", self._writer.report, codes, hints, seed, second)
-        _refuse_failed(status)
-        return ReportResponse(
-            report=report,
-            status=status,
-            keywords=keywords,
-            image=ImageSize(width=image.width, height=image.height),
-            image_tokens=codes,
-            seed=seed,
-            request_id=request_id,
-        )
+        written = await self._call("write", self._writer.report, codes, hints, seed, second)
+        return _report_response(written, image, keywords, codes, seed, request_id)
+
+    async def words(
+        self, image: CanvasImage, keywords: list[Keyword], codes: list[int], seed: int, request_id: str
+    ) -> AsyncIterator[str | ReportResponse]:
+        """`write` as it goes on: pieces of the report that together are the whole, then the answer.
+
+        A replica that takes over from one that died writes the same report; what was told of it is not told again.
+        """
+        hints = [keyword.hint for keyword in keywords]
+        method, told, tries = self._writer.words.options(stream=True), 0, 2
+        with self._asking("write"):
+            while tries:
+                tries -= 1
+                answers = method.remote(codes, hints, seed)
+                try:
+                    async for report, status in answers:
+                        if report[told:]:
+                            yield report[told:]
+                            told = len(report)
+                        if status:
+                            yield _report_response((report, status), image, keywords, codes, seed, request_id)
+                    return
+                except RayActorError:
+                    if not tries:
+                        raise
+                finally:
+                    answers.cancel()
 
     async def report(self, image: CanvasImage, seed: int, request_id: str, second: bool = False) -> ReportResponse:
         """image → report."""
@@ -143,12 +163,18 @@ class Composition:
 
     async def _call(self, step: str, method: Any, *arguments: object) -> Any:
         """Ask a deployment. A replica that dies at it is replaced by another, once: every step can be repeated."""
+        with self._asking(step):
+            try:
+                return await method.remote(*arguments)
+            except RayActorError:
+                return await method.remote(*arguments)
+
+    @contextmanager
+    def _asking(self, step: str) -> Iterator[None]:
+        """Time a step, and say what went wrong with it as a Problem."""
         with self._measures.step(step):
             try:
-                try:
-                    return await method.remote(*arguments)
-                except RayActorError:
-                    return await method.remote(*arguments)
+                yield
             except BackPressureError as error:
                 raise Problem(503, "too much is waiting for this step; try again", retry_after=1) from error
             except (RayActorError, DeploymentUnavailableError) as error:
@@ -160,6 +186,22 @@ class Composition:
 def warning(report: str) -> str | None:
     """What is said beside an answer to a report of which no word is known."""
     return None if _READER.understands(report) else "no word of the report is known: is it an English radiology report?"
+
+
+def _report_response(
+    written: tuple[str, str], image: CanvasImage, keywords: list[Keyword], codes: list[int], seed: int, request_id: str
+) -> ReportResponse:
+    report, status = written
+    _refuse_failed(status)
+    return ReportResponse(
+        report=report,
+        status=status,
+        keywords=keywords,
+        image=ImageSize(width=image.width, height=image.height),
+        image_tokens=codes,
+        seed=seed,
+        request_id=request_id,
+    )
 
 
 def _refuse_failed(status: str) -> None:

@@ -4,9 +4,11 @@ What comes in and goes out is light: canvases, texts, token ids, protocol values
 its own, so its event loop stays free for health checks, and a crowd of requests shares a pass through the model.
 """
 
+import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,7 +22,11 @@ from serve.protocol import Hit, Keypatch, Keyword, MatchResponse
 from serve.settings import Settings
 
 if TYPE_CHECKING:
-    from adamatch_ray.engines import matching
+    from adamatch_ray.engines import generation, matching
+
+
+TELL_S = 0.03
+"""Seconds between two messages with new words: fewer than readers notice, and a message costs more than a word."""
 
 
 def _one_thread(threads: int) -> ThreadPoolExecutor:
@@ -154,16 +160,21 @@ class _ToReport(NamedTuple):
     codes: list[int]
     keywords: list[str]
     seed: int
+    caller: "generation.Caller | None" = None
 
 
 class _ToImage(NamedTuple):
     report: str
     codes: list[int]
     seed: int
+    caller: "generation.Caller | None" = None
 
 
 class LanguageModel(_Replica):
-    """The language model, for reports or for images; deployed once for each, so that they scale apart."""
+    """The language model, for reports or for images; deployed once for each, so that they scale apart.
+
+    A caller that leaves is no longer written for: Serve cancels its call, and its row of the batch is given free.
+    """
 
     def __init__(self, settings: Settings) -> None:
         from adamatch_ray.engines.loader import load_generation
@@ -177,11 +188,32 @@ class LanguageModel(_Replica):
 
     async def report(self, codes: list[int], keywords: list[str], seed: int, second: bool = False) -> tuple[str, str]:
         """Report and status from an image's codes and keywords; `second`: as the second half of a cycle."""
-        return await self._written(_ToReport(codes, keywords, _half_seed(seed, second)))
+        with _waiting() as caller:
+            return await self._written(_ToReport(codes, keywords, _half_seed(seed, second), caller))
+
+    async def words(self, codes: list[int], keywords: list[str], seed: int) -> AsyncGenerator[tuple[str, str], None]:
+        """The report so far, again and again as it is written, each with status ""; at last `report`'s answer."""
+        told, heard = "", ""
+
+        def hear(text: str) -> None:
+            nonlocal heard
+            heard = text
+
+        with _waiting(hear) as caller:
+            answer = asyncio.ensure_future(self._written(_ToReport(codes, keywords, seed, caller)))
+            try:
+                while not (await asyncio.wait([answer], timeout=TELL_S))[0]:
+                    if told != heard:
+                        told = heard
+                        yield told, ""
+                yield await answer
+            finally:
+                answer.cancel()
 
     async def image(self, report: str, codes: list[int], seed: int, second: bool = False) -> tuple[list[int], str]:
         """An image's codes and status from a report and its keypatches' codes; `second`: as above."""
-        return await self._drawn(_ToImage(report, codes, _half_seed(seed, second)))
+        with _waiting() as caller:
+            return await self._drawn(_ToImage(report, codes, _half_seed(seed, second), caller))
 
     def _write(self, asked: Sequence[_ToReport]) -> list[tuple[str, str]]:
         from adamatch_ray.engines.generation import ReportRequest
@@ -194,6 +226,18 @@ class LanguageModel(_Replica):
 
         results = self._engine.report_to_cxr([ImageRequest(*request) for request in asked])
         return [([int(code) for code in result.image_tokens], result.status) for result in results]
+
+
+@contextmanager
+def _waiting(hear: Callable[[str], None] | None = None) -> Iterator["generation.Caller"]:
+    """A caller that is gone when this ends, be it with its answer or because it was cancelled."""
+    from adamatch_ray.engines.generation import Caller
+
+    caller = Caller(hear)
+    try:
+        yield caller
+    finally:
+        caller.gone = True
 
 
 def _half_seed(seed: int, second: bool) -> int:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -41,7 +40,6 @@ _EVENTS, _PNG = "text/event-stream", "image/png"
 _PICTURE: dict[int | str, dict[str, object]] = {
     200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}
 }
-_WORDS = re.compile(r"\S+\s*")
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,14 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         summary="Write the report of an X-ray",
     )
     async def report(request: Request) -> object:
-        """With `Accept: text/event-stream`, events as they come to be known: `keywords`, each `word` once the report
-        is written, and at last `report`, which is the whole answer."""
+        """With `Accept: text/event-stream`, events as they come to be known: `keywords`, then each `word` as it is
+        written (one or more, with the space before them), and at last `report`, which is the whole answer."""
         data, fields = await read_form(request, ReportFields, limit)
-        image = await service.decode(data)
-        events = _report_events(service, image, fields, request.state.request_id)
+        image, request_id = await service.decode(data), request.state.request_id
         if prefers(request, _EVENTS):
-            return StreamingResponse(_as_stream(events, request.state.request_id), media_type=_EVENTS)
-        *_, (_, answer) = [event async for event in events]
-        return answer
+            events = _report_events(service, image, fields, request_id)
+            return StreamingResponse(_as_stream(events, request_id), media_type=_EVENTS)
+        return await _explained(service, image, fields, await ask.report(image, fields.seed, request_id))
 
     @app.post(
         "/v1/image",
@@ -212,14 +209,22 @@ async def _report_events(
     ask = service.composition
     keywords, codes = await ask.read(image)
     yield "keywords", [keyword.model_dump() for keyword in keywords]
-    answer = await ask.write(image, keywords, codes, fields.seed, request_id)
-    for word in _WORDS.findall(answer.report):
-        yield "word", word
-    if fields.explain:
-        has_words = any(letter.isalnum() for letter in answer.report)
-        match = await ask.match(image, answer.report) if has_words else None
-        answer = answer.model_copy(update={"match": match, "preview": _preview(image)})
-    yield "report", answer
+    async for told in ask.words(image, keywords, codes, fields.seed, request_id):
+        if isinstance(told, str):
+            yield "word", told
+        else:
+            yield "report", await _explained(service, image, fields, told)
+
+
+async def _explained(
+    service: Service, image: CanvasImage, fields: ReportFields, answer: ReportResponse
+) -> ReportResponse:
+    """With what `explain` asks for beside the report."""
+    if not fields.explain:
+        return answer
+    has_words = any(letter.isalnum() for letter in answer.report)
+    match = await service.composition.match(image, answer.report) if has_words else None
+    return answer.model_copy(update={"match": match, "preview": _preview(image)})
 
 
 def _preview(image: CanvasImage) -> str:

@@ -1,10 +1,12 @@
 """Deployments without models, for the HTTP layer and the page: quick, and their answers can be told in advance."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
+from ray.exceptions import ActorDiedError
 from starlette.types import ASGIApp
 
 from adamatch_ray.geometry import CanvasImage
@@ -38,19 +40,43 @@ MODELS = ModelsResponse(
 class Method:
     """A method of a handle."""
 
-    def __init__(self, function: Callable[..., Awaitable[Any]]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Awaitable[Any]], pace: float, stream: bool = False) -> None:
+        self._function, self._pace, self._stream = function, pace, stream
 
-    def remote(self, *arguments: object) -> Awaitable[Any]:
-        return self._function(*arguments)
+    def options(self, *, stream: bool) -> "Method":
+        return Method(self._function, self._pace, stream)
+
+    def remote(self, *arguments: object) -> Any:
+        return Told(self._function(*arguments), self._pace) if self._stream else self._function(*arguments)
+
+
+class Told:
+    """What a streaming method tells; an exception among it is raised where it stands."""
+
+    def __init__(self, answers: Awaitable[Any], pace: float) -> None:
+        self._answers, self._pace = answers, pace
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for answer in await self._answers:
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+            await asyncio.sleep(self._pace)
+
+    def cancel(self) -> None:
+        pass
 
 
 class FakeModels:
-    """All four deployments in one; `failing[method]` is raised instead of an answer, `delay` comes before it."""
+    """All four deployments in one; `failing[method]` is raised instead of an answer, `delay` comes before it.
+
+    `breaking`: the next replica that writes word by word dies at it. `pace`: seconds from word to word.
+    """
 
     def __init__(self) -> None:
         self.failing: dict[str, list[Exception]] = {}
         self.delay = 0.0
+        self.breaking, self.pace = False, 0.0
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Method:
@@ -65,7 +91,7 @@ class FakeModels:
                 raise self.failing[name].pop(0)
             return function(self, *arguments)
 
-        return Method(answer)
+        return Method(answer, self.pace)
 
     def _ready(self) -> bool:
         return True
@@ -89,6 +115,15 @@ class FakeModels:
 
     def _report(self, codes: list[int], keywords: list[str], seed: int, second: bool) -> tuple[str, str]:
         return (REPORT if seed == 0 else f"{REPORT} Draft {seed}."), "ok"
+
+    def _words(self, codes: list[int], keywords: list[str], seed: int) -> list[Any]:
+        """One word more each time, then everything; where `breaking`, the replica dies in the middle."""
+        whole, status = self._report(codes, keywords, seed, False)
+        told: list[Any] = [(whole[: end.start()], "") for end in re.finditer(r" |$", whole)]
+        if self.breaking:
+            self.breaking = False
+            return [*told[:3], ActorDiedError()]
+        return [*told, (whole, status)]
 
     def _image(self, report: str, codes: list[int], seed: int, second: bool) -> tuple[list[int], str]:
         return [(seed + index) % 20 for index in range(TOKENS)], "ok"

@@ -17,8 +17,16 @@ from transformers import (
 )
 
 from adamatch_ray.engines import local_backend
-from adamatch_ray.engines.generation import GenerationEngine, GenerationSettings, ImageRequest, ReportRequest
-from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend, choose
+from adamatch_ray.engines.generation import (
+    Caller,
+    GenerationEngine,
+    GenerationSettings,
+    ImageRequest,
+    ReportRequest,
+    settled,
+    without_repeats,
+)
+from adamatch_ray.engines.local_backend import DecodePlan, LocalBackend, Watch, choose
 from adamatch_ray.instructions import InstructionBuilder
 from adamatch_ray.models import decoding
 from adamatch_ray.models.decoding import NeoXSession, TransformersSession, prefill
@@ -174,7 +182,12 @@ class Scripted:
         self.limits: list[int] = []
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], plan: DecodePlan
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        seeds: Sequence[int],
+        plan: DecodePlan,
+        watch: Watch | None = None,
     ) -> list[list[int]]:
         self.plans.append(plan)
         self.limits += limits
@@ -217,6 +230,66 @@ def test_reports_end_at_the_end_key_or_say_so(tokenizer: PreTrainedTokenizerBase
     assert cut.text == REPORT and cut.status.startswith(f"truncated: no end of report within {len(words)} tokens")
     assert backend.plans[0].end_id == layout.text_size and backend.plans[0].stop_id == layout.end_id
     assert all(limit < 256 for limit in backend.limits)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_what_is_told_of_a_report_is_its_beginning(drop: bool) -> None:
+    texts = [
+        "Heart size is normal. No effusion.  heart size IS normal. Heart size is large. No effusion. No effusion",
+        "No edema. No edema is seen. No edema.\n\nNo",
+        " A. a. A a. A a b. A ",
+        "",
+    ]
+    for text in texts:
+        whole = without_repeats(text.strip()) if drop else text.strip()
+        told = [settled(text[:end], drop) for end in range(len(text) + 1)]
+        assert all(whole.startswith(later) and later.startswith(told[max(n - 1, 0)]) for n, later in enumerate(told))
+    said = "Heart size is normal. Heart size is "
+    assert settled(said, True) == "Heart size is normal." and settled(said, False) == said.strip()
+    assert settled(said + "large ", True) == said + "large", "it says something else: it is told at once"
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_caller_hears_words_as_they_come_and_costs_nothing_once_gone(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def counted(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Tensor) -> torch.Tensor:
+        rows.append(len(draws))
+        return choose(logits, temperature, top_p, draws)
+
+    monkeypatch.setattr(local_backend, "choose", counted)
+    settings = GenerationSettings(report_tokens=24, image_guidance=2.0)
+    worker = engine(model, tokenizer, settings, decoder)
+    alone = worker.cxr_to_report(report_requests(4))
+    heard: list[list[str]] = [[] for _ in range(4)]
+    callers = [Caller(own.append) for own in heard]
+    asked = [request._replace(caller=caller) for request, caller in zip(report_requests(4), callers, strict=True)]
+    assert worker.cxr_to_report(asked) == alone
+    for told, result in zip(heard, alone, strict=True):
+        assert len(told) == len(result.token_ids) and len(set(told)) > 3
+        assert all(result.text.startswith(text) for text in told)
+
+    def leave(text: str) -> None:
+        callers[1].gone = callers[2].gone = callers[3].gone = len(heard[1]) > 8
+
+    callers[3].hear = leave
+    for told in heard:
+        told.clear()
+    rows.clear()
+    assert worker.cxr_to_report(asked)[0] == alone[0]
+    assert max(map(len, heard[1:])) < 12 and rows[-1] == 1, "rows of those who left were decoded further"
+
+    images = image_requests(3)
+    drawn = worker.report_to_cxr(images)
+    rows.clear()
+    left = [request._replace(caller=Caller(gone=n > 0)) for n, request in enumerate(images)]
+    assert worker.report_to_cxr(left)[0].image_tokens.tolist() == drawn[0].image_tokens.tolist()
+    assert rows == [3, *[1] * 15]
+    rows.clear()
+    worker.report_to_cxr([request._replace(caller=Caller(gone=True)) for request in images])
+    assert rows == [3], "the batch ends with the last of its callers"
 
 
 def test_failed_requests_keep_their_place(

@@ -120,10 +120,19 @@ def test_a_report_streams_keywords_words_and_then_everything(client: TestClient)
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: TestClient, models: FakeModels) -> None:
-    models.failing["report"] = [ValueError("secret text")]
+    models.failing["words"] = [ValueError("secret text")]
     answer = client.post("/v1/report", headers={"Accept": "text/event-stream"}, **form())
     name, data = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)[-1]
     assert name == "problem" and json.loads(data)["status"] == 422 and "secret" not in data
+
+
+def test_a_writer_that_dies_at_it_is_replaced_and_no_word_comes_twice(client: TestClient, models: FakeModels) -> None:
+    models.breaking = True
+    answer = client.post("/v1/report", headers={"Accept": "text/event-stream"}, **form())
+    events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)
+    assert not models.breaking and models.calls.count("words") == 2
+    assert "".join(json.loads(data) for name, data in events if name == "word") == REPORT
+    assert json.loads(events[-1][1])["report"] == REPORT
 
 
 def test_an_image_comes_as_json_or_as_a_picture(client: TestClient) -> None:

@@ -1,10 +1,15 @@
 """The deployments over the tiny cycle: the same answers as the offline engine, token for token, alone or in a crowd."""
 
+import asyncio
 import base64
 import io
+import json
+import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -82,6 +87,53 @@ def test_a_report_equals_the_offline_one(client: TestClient, engine: CycleEngine
         assert (served["report"], served["status"]) == (offline.report, offline.status)
         assert [k["text"] for k in served["keywords"]] == [k.text for k in offline.keywords]
         assert np.allclose([k["box"] for k in served["keywords"]], [k.box for k in offline.keywords])
+
+
+def test_the_words_of_a_streamed_report_are_the_unstreamed_one(client: TestClient, engine: CycleEngine) -> None:
+    def streamed(index: int) -> tuple[list[str], str]:
+        data = {"image": ("x", upload(index))}, {"seed": str(index)}, {"Accept": "text/event-stream"}
+        answer = client.post("/v1/report", files=data[0], data=data[1], headers=data[2])
+        events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)
+        assert [events[0][0], events[-1][0]] == ["keywords", "report"], answer.text
+        return [json.loads(said) for name, said in events if name == "word"], json.loads(events[-1][1])["report"]
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(streamed, range(6)))
+    for index, (words, report) in enumerate(found):
+        assert "".join(words) == report == engine.reports([canvas(index, engine)], [index])[0].report
+    assert max(len(words) for words, _ in found) > 3, "words come one after another, not all at once"
+
+
+def test_a_client_that_leaves_gives_its_place_in_the_batch_free(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adamatch_ray.engines import local_backend
+
+    writer, steps, left = LanguageModel(settings), 0, threading.Event()
+    choose, tokens = local_backend.choose, check(Root(settings.root)).image_tokens
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        assert steps < 20 or left.wait(20), "nobody left"
+        return choose(*arguments)
+
+    monkeypatch.setattr(local_backend, "choose", slow)
+
+    async def ask() -> tuple[str, str]:
+        words = writer.words([1] * tokens, [], 3)
+        async for told, status in words:
+            assert told and not status
+            break
+        await words.aclose()
+        left.set()
+        return await writer.report([2] * tokens, [], 3)
+
+    report, status = asyncio.run(ask())
+    assert report and not status.startswith("error")
+    alone, steps = steps, 0
+    assert asyncio.run(writer.report([2] * tokens, [], 3)) == (report, status)
+    assert alone - steps < 25, "the report that nobody waited for was written to its end"
 
 
 def test_an_image_equals_the_offline_one(client: TestClient, engine: CycleEngine) -> None:

@@ -83,7 +83,7 @@ def open_page(browser: Any, url: str, models: FakeModels) -> Iterator[Any]:
     for context in contexts:
         context.close()
     models.failing.clear()
-    models.delay = 0.0
+    models.delay = models.pace = 0.0
     assert not complaints
 
 
@@ -150,6 +150,21 @@ def test_an_upload_is_read_and_drawn_back(open_page: Any, models: FakeModels) ->
     shot(page, "desktop-back")
     page.click("#again")
     page.locator("#words", has_text="Draft 1").wait_for()
+
+
+def test_words_appear_while_the_report_is_written(open_page: Any, models: FakeModels) -> None:
+    page = open_page()
+    ready(page)
+    models.pace = 0.3
+    page.set_input_files("#file", png())
+    page.locator("#words .plain").nth(3).wait_for()
+    assert page.get_attribute("#exhibit", "data-state") == "loading"
+    written = page.inner_text("#words")
+    assert REPORT.startswith(written) and len(written) < len(REPORT)
+    shot(page, "desktop-writing")
+    models.pace = 0.0
+    ready(page)
+    assert page.inner_text("#words") == REPORT
 
 
 def test_a_report_is_drawn_and_read_back(open_page: Any) -> None:

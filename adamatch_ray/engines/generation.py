@@ -5,7 +5,8 @@ fails keeps its place among the answers, with a status that says why, so no metr
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,25 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adamatch_ray.engines.local_backend import DecodePlan, GenerationBackend, LocalBackend
+from adamatch_ray.engines.local_backend import DecodePlan, GenerationBackend, LocalBackend, Watch
 from adamatch_ray.instructions import InstructionBuilder
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig
 from adamatch_ray.models.llm_tokens import TokenLayout
 
 OK = "ok"
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
+_LAST_WORD = re.compile(r"\S+\Z")
+
+
+@dataclass
+class Caller:
+    """Who waits for an answer. Once `gone`, no step is spent on it, and what comes of it means nothing.
+
+    `hear` is told of a report as it is written, in the thread that decodes: all of it so far that will stay.
+    """
+
+    hear: Callable[[str], None] | None = None
+    gone: bool = False
 
 
 class ReportRequest(NamedTuple):
@@ -27,6 +41,7 @@ class ReportRequest(NamedTuple):
     image_tokens: ArrayLike
     keywords: Sequence[str] = ()
     seed: int = 0
+    caller: Caller | None = None
 
 
 class ImageRequest(NamedTuple):
@@ -35,6 +50,7 @@ class ImageRequest(NamedTuple):
     report: str
     keypatch_tokens: ArrayLike = ()
     seed: int = 0
+    caller: Caller | None = None
 
 
 class ReportResult(NamedTuple):
@@ -57,11 +73,28 @@ def without_repeats(report: str) -> str:
 
     Forbidding tokens that would repeat a sequence ends sentences in words that do not fit; this leaves whole ones.
     """
-    sentences = re.split(r"(?<=[.!?])\s+", report)
     first: dict[str, str] = {}
-    for sentence in sentences:
-        first.setdefault(" ".join(sentence.lower().split()), sentence)
+    for sentence in _SENTENCE_ENDS.split(report):
+        first.setdefault(_said(sentence), sentence)
     return " ".join(first.values())
+
+
+def settled(report: str, drop_repeats: bool) -> str:
+    """What the whole report will begin with, told from its beginning: whole words, as long as they will not be dropped.
+
+    A sentence that may yet turn out to say an earlier one again waits until it says something else.
+    """
+    whole = _LAST_WORD.sub("", report).strip()
+    if not drop_repeats:
+        return whole
+    *said, last = _SENTENCE_ENDS.split(whole)
+    if any(f"{_said(sentence)} ".startswith(f"{_said(last)} ") for sentence in said):
+        return without_repeats(" ".join(said))
+    return without_repeats(whole)
+
+
+def _said(sentence: str) -> str:
+    return " ".join(sentence.lower().split())
 
 
 class GenerationEngine:
@@ -94,13 +127,16 @@ class GenerationEngine:
         self._backend = backend
 
     def cxr_to_report(self, requests: Sequence[ReportRequest]) -> list[ReportResult]:
-        """One result a request, in order. Ids come from the text rows only; the text stops before `### End`."""
+        """One result a request, in order. Ids come from the text rows only; the text stops before `### End`.
+
+        What a caller hears are beginnings of the text that it gets at last.
+        """
         s, layout = self.settings, self.layout
         plan = DecodePlan(
             0, layout.text_size, layout.end_id, s.report_temperature, s.report_top_p, s.beams, no_repeat=s.no_repeat
         )
         prompts = [self._prompt(request, 1) for request in requests]
-        answers = self._complete(prompts, [r.seed for r in requests], s.report_tokens, plan)
+        answers = self._complete(prompts, requests, s.report_tokens, plan)
         results = []
         for prompt, answer in zip(prompts, answers, strict=True):
             if isinstance(prompt, str):
@@ -128,12 +164,17 @@ class GenerationEngine:
             image=True,
         )
         prompts = [self._prompt(request, layout.image_tokens) for request in requests]
-        answers = self._complete(prompts, [r.seed for r in requests], layout.image_tokens, plan)
+        answers = self._complete(prompts, requests, layout.image_tokens, plan)
         empty = np.zeros(0, dtype=np.uint16)
-        return [
-            ImageResult(empty, prompt) if isinstance(prompt, str) else ImageResult(layout.decode_image(answer), OK)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        results = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if isinstance(prompt, str):
+                results.append(ImageResult(empty, prompt))
+            elif len(answer) < layout.image_tokens:
+                results.append(ImageResult(empty, "error: nobody waits for this image any more"))
+            else:
+                results.append(ImageResult(layout.decode_image(answer), OK))
+        return results
 
     def _prompt(self, request: ReportRequest | ImageRequest, room: int) -> list[int] | str:
         """The prompt, or the error that stands in for its answer."""
@@ -152,13 +193,35 @@ class GenerationEngine:
         return prompt
 
     def _complete(
-        self, prompts: list[list[int] | str], seeds: list[int], longest: int, plan: DecodePlan
+        self,
+        prompts: list[list[int] | str],
+        requests: Sequence[ReportRequest] | Sequence[ImageRequest],
+        longest: int,
+        plan: DecodePlan,
     ) -> list[list[int]]:
         good = [(i, prompt) for i, prompt in enumerate(prompts) if isinstance(prompt, list)]
         limits = [min(longest, self.layout.context - len(prompt)) for _, prompt in good]
         answers: list[list[int]] = [[] for _ in prompts]
         if good:
-            done = self._backend.complete([p for _, p in good], limits, [seeds[i] for i, _ in good], plan)
+            asked = [requests[i] for i, _ in good]
+            watch = self._watch([request.caller for request in asked])
+            done = self._backend.complete([p for _, p in good], limits, [r.seed for r in asked], plan, watch)
             for (index, _), answer in zip(good, done, strict=True):
                 answers[index] = answer
         return answers
+
+    def _watch(self, callers: list[Caller | None]) -> Watch | None:
+        """What tells callers of their answers, and the backend of callers that have gone."""
+        if not any(callers):
+            return None
+        answers: list[list[int]] = [[] for _ in callers]
+
+        def watch(number: int, token: int) -> bool:
+            caller = callers[number]
+            if caller and caller.hear:
+                answers[number].append(token)
+                text = str(self._tokenizer.decode(answers[number], skip_special_tokens=True))
+                caller.hear(settled(text, self.settings.drop_repeats))
+            return not (caller and caller.gone)
+
+        return watch

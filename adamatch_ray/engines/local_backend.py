@@ -4,7 +4,7 @@ An answer depends on its own prompt and seed, not on the prompts beside it: each
 is never seen. (Sums of another batch shape may round differently; only a near-exact tie could notice.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,13 +38,25 @@ class DecodePlan:
     image: bool = False
 
 
+Watch = Callable[[int, int], bool]
+"""Told of each new id: the number of its prompt, and the id. False where nobody waits for the answer any more."""
+
+
 class GenerationBackend(Protocol):
     """Whatever turns prompts into answers: `LocalBackend` here, or a server with continuous batching."""
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], plan: DecodePlan
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        seeds: Sequence[int],
+        plan: DecodePlan,
+        watch: Watch | None = None,
     ) -> list[list[int]]:
-        """Answer each prompt with at most its limit of ids, `stop_id` included; same order, one answer a prompt."""
+        """Answer each prompt with at most its limit of ids, `stop_id` included; same order, one answer a prompt.
+
+        `watch` is called as ids come, in this thread; an answer that nobody waits for may end anywhere.
+        """
 
 
 class LocalBackend:
@@ -66,22 +78,33 @@ class LocalBackend:
 
     @torch.inference_mode()
     def complete(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], plan: DecodePlan
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        seeds: Sequence[int],
+        plan: DecodePlan,
+        watch: Watch | None = None,
     ) -> list[list[int]]:
-        """See `GenerationBackend`."""
+        """See `GenerationBackend`. Beams are not watched: which one wins is known at the end."""
         answers: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = 1 if plan.beams > 1 else self._batch_size
         for start in range(0, len(order), size):
             group = order[start : start + size]
             picked = [prompts[i] for i in group], [limits[i] for i in group], [seeds[i] for i in group]
-            batch = self._beam(*picked, plan) if plan.beams > 1 else self._sample(*picked, plan)
+            own = None if watch is None else _renumbered(watch, group)
+            batch = self._beam(*picked, plan) if plan.beams > 1 else self._sample(*picked, plan, own)
             for index, answer in zip(group, batch, strict=True):
                 answers[index] = answer
         return answers
 
     def _sample(
-        self, prompts: list[Sequence[int]], limits: list[int], seeds: list[int], plan: DecodePlan
+        self,
+        prompts: list[Sequence[int]],
+        limits: list[int],
+        seeds: list[int],
+        plan: DecodePlan,
+        watch: Watch | None,
     ) -> list[list[int]]:
         device, steps = self._model.device, max(limits)
         draws = (
@@ -107,17 +130,21 @@ class LocalBackend:
                 _forbid_repeats(logits, answers[:step, rows].t().tolist(), plan)
             ids = choose(logits, plan.temperature, plan.top_p, draws[step, : len(rows)]) + plan.first_id
             answers[step, rows] = ids
+            if watch:
+                seen = zip(rows.tolist(), ids.tolist(), going.tolist(), strict=True)
+                going &= torch.tensor([goes and watch(row, id_) for row, id_, goes in seen], device=device)
             if step + 1 == steps:
                 break
             if plan.stop_id is not None:
                 going &= (ids != plan.stop_id) & (ends[rows] > step + 1)
+            if plan.stop_id is not None or watch:
                 left = int(going.sum())
                 if left == 0:
                     break
                 # Copying the cache costs about one step, so rows leave in halves, not one by one.
                 if left <= len(rows) // 2:
                     alive = going.nonzero().flatten()
-                    session.keep(alive)
+                    session.keep(torch.cat([alive, alive + len(rows)]) if guided else alive)
                     rows, ids, draws, going = rows[alive], ids[alive], draws[:, alive], going[alive]
             hidden = session.step(ids.repeat(2) if guided else ids)
         return [_cut(answer, limit, plan.stop_id) for answer, limit in zip(answers.t().tolist(), limits, strict=True)]
@@ -145,6 +172,10 @@ class LocalBackend:
             suppress_tokens=[i for i in range(rows) if not plan.first_id <= i < plan.end_id] or None,
         )
         return [_cut(output[0].tolist(), limits[0], plan.stop_id)]
+
+
+def _renumbered(watch: Watch, group: list[int]) -> Watch:
+    return lambda row, token: watch(group[row], token)
 
 
 def choose(logits_BV: Tensor, temperature: float, top_p: float, draws_B: Tensor) -> Tensor:
@@ -193,6 +224,6 @@ def _head_rows(model: PreTrainedModel, plan: DecodePlan) -> tuple[Tensor, Tensor
 
 
 def _cut(answer: list[int], limit: int, stop_id: int | None) -> list[int]:
-    """What counts of an answer: up to its limit, up to and with `stop_id`."""
-    answer = answer[:limit]
+    """What counts of an answer: up to its limit, up to and with `stop_id`; -1 was never written."""
+    answer = [token for token in answer[:limit] if token >= 0]
     return answer[: answer.index(stop_id) + 1] if stop_id in answer else answer

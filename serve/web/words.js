@@ -3,9 +3,7 @@
 import { make, onPoint } from "./dom.js";
 import { move } from "./viewer.js";
 
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
-
-// Words appear one after another while the report is being read out; `matched` replaces them by words with regions.
+// Words appear as they are written; `matched` replaces them by words with regions.
 export class Words {
   constructor(root, onWord) {
     this.root = root;
@@ -19,9 +17,7 @@ export class Words {
   }
 
   append(text) {
-    const span = make("span", { className: "plain" }, text);
-    if (!calm.matches) span.style.animationDelay = `${Math.min(this.root.childElementCount * 18, 1500)}ms`;
-    this.root.append(span);
+    this.root.append(make("span", { className: "plain" }, text));
   }
 
   // The report with every matched word a button; its underline says how strongly it matches.
