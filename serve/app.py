@@ -5,6 +5,7 @@ POST /v1/image     report → PNG, keypatches                 (also as image/png
 POST /v1/cycle     image → report → image, or the other way round
 POST /v1/match     image and report → word ↔ region
 POST /v1/retrieve  image → reports, or report → images, of an indexed split
+POST /v1/chat/completions, /v1/images/generations    the first two as OpenAI's clients ask for them
 """
 
 from importlib import resources
@@ -20,9 +21,11 @@ from adamatch_ray import __version__
 from serve.composition import Composition
 from serve.guard import Guard
 from serve.images import Decoder
+from serve.inputs import SCHEMA
 from serve.measures import Measures
+from serve.openai_routes import add_openai_routes
 from serve.problems import TYPES, Problem, ProblemDetails
-from serve.protocol import ModelsResponse
+from serve.protocol import ChatRequest, DrawRequest, ImageRequest, ModelsResponse, RetrieveRequest
 from serve.routes import Service, add_routes
 from serve.settings import Settings
 
@@ -38,6 +41,9 @@ _PAGE = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """Path → file of serve/web and its type. No other file can be asked for."""
+
+_DESCRIBED = (ProblemDetails, ImageRequest, RetrieveRequest, ChatRequest, DrawRequest)
+"""What the endpoints refer to by name; FastAPI itself sees answers only."""
 
 
 @ray_serve.ingress()
@@ -72,7 +78,9 @@ def make_app(
     """The whole application, guard included. Runs without Ray as well, on any `Composition`."""
     app = FastAPI(title="adamatch_ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     decoder = Decoder(models.canvas, settings.max_pixels, settings.decode_timeout_s)
-    add_routes(app, Service(settings, models, composition, measures, decoder))
+    service = Service(settings, models, composition, measures, decoder)
+    add_routes(app, service)
+    add_openai_routes(app, service)
     _add_page(app)
     _answer_with_problems(app)
     _describe_problems(app)
@@ -113,16 +121,18 @@ def _answer_with_problems(app: FastAPI) -> None:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Add the schema that the error answers refer to, and the optional token."""
+    """Add the schemas that error answers and bodies refer to, and the optional token."""
     plain = app.openapi
 
-    def described() -> dict[str, Any]:
+    def whole() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = plain()
             parts = schema.setdefault("components", {})
-            parts.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
+            for model in _DESCRIBED:
+                described = model.model_json_schema(ref_template=SCHEMA)
+                parts.setdefault("schemas", {}).update(**described.pop("$defs", {}), **{model.__name__: described})
             parts["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{}, {"bearer": []}]
         return app.openapi_schema or {}
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = whole  # type: ignore[method-assign]

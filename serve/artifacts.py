@@ -25,7 +25,7 @@ def check(root: Root) -> ModelsResponse:
             for name, manifest in manifests.items()
             if name != "studies"
         ],
-        data=str(manifests["studies"].config.get("data", {}).get("source", "unknown")),
+        trained_on=str(manifests["studies"].config.get("data", {}).get("source", "unknown")),
         canvas=vqgan.image_size,
         image_tokens=vqgan.tokens,
     )

@@ -13,6 +13,7 @@ from serve.problems import Problem
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
+SCHEMA = "#/components/schemas/{model}"
 FORM, JSON = "multipart/form-data", "application/json"
 _MAX_FIELD = 1 << 20
 _QUALITY = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?")
@@ -126,7 +127,7 @@ def body(*, form: type[BaseModel] | None = None, json: type[BaseModel] | None = 
         schema["required"] = ["image", *schema.get("required", [])]
         content[FORM] = {"schema": schema}
     if json:
-        content[JSON] = {"schema": json.model_json_schema()}
+        content[JSON] = {"schema": {"$ref": SCHEMA.format(model=json.__name__)}}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -24,6 +24,15 @@ TYPES = {
 MEDIA_TYPE = "application/problem+json"
 
 
+class ErrorDetails(BaseModel):
+    """The same as OpenAI's clients read it."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    code: str = Field(examples=["unusable-input"])
+    param: None = None
+
+
 class ProblemDetails(BaseModel):
     """What went wrong and what helps. 429 and 503 carry a Retry-After header: send the request again."""
 
@@ -32,6 +41,7 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     request_id: str
+    error: ErrorDetails
 
 
 class Problem(Exception):
@@ -44,12 +54,15 @@ class Problem(Exception):
 
     def details(self, request_id: str) -> ProblemDetails:
         """The body of the answer."""
+        named = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = named.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return ProblemDetails(
             type=f"urn:adamatch:problem:{TYPES[self.status]}",
             title=HTTPStatus(self.status).phrase,
             status=self.status,
             detail=self.detail,
             request_id=request_id,
+            error=ErrorDetails(message=self.detail, type=kind, code=TYPES[self.status]),
         )
 
     def response(self, request_id: str) -> JSONResponse:

@@ -4,10 +4,11 @@ Boxes are xyxy in pixels of the image they are said of: the upload, or the gener
 """
 
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+MODEL_ID = "adamatch-cyclic"
 MAX_SEED = 2**53 - 1
 """Largest seed: every JSON reader, JavaScript's too, keeps it exactly."""
 
@@ -218,11 +219,22 @@ class Model(BaseModel):
     version: str
 
 
-class ModelsResponse(BaseModel):
-    """What is served."""
+class ServedModel(BaseModel):
+    """What a client names as its `model`: here always the same, the four models together."""
 
+    id: str = MODEL_ID
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "adamatch_ray"
+
+
+class ModelsResponse(BaseModel):
+    """What is served: `object` and `data` as OpenAI's clients read them, and what is behind that."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel] = [ServedModel()]
     models: list[Model]
-    data: str = Field(description="what the models were trained on; of a phantom, nothing is clinical")
+    trained_on: str = Field(description="what the models were trained on; of a phantom, nothing is clinical")
     canvas: int = Field(description="side of the square the models see, pixels")
     image_tokens: int = Field(description="VQ-GAN codes of an image")
     notice: str = "Research use only. Not for clinical decisions."
@@ -244,3 +256,101 @@ class ReadyResponse(BaseModel):
 
     ready: bool
     deployments: dict[str, str]
+
+
+class ImageUrl(BaseModel):
+    """An image within a message."""
+
+    url: str = Field(description="data:image/png;base64,… of a JPEG, PNG or DICOM; nothing is fetched from elsewhere")
+
+
+class ContentPart(BaseModel):
+    """A part of a message; text is not read."""
+
+    type: str
+    image_url: ImageUrl | None = None
+
+
+class ChatMessage(BaseModel):
+    """A message of a conversation."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+
+
+class ChatRequest(BaseModel):
+    """OpenAI's chat.completions.create. The last X-ray of the messages is reported; other fields are passed over."""
+
+    model: str = MODEL_ID
+    messages: list[ChatMessage] = Field(min_length=1)
+    seed: Seed | None = None
+    stream: bool = False
+    n: Literal[1] | None = Field(default=None, description="one report a request")
+
+
+class Said(BaseModel):
+    """What the model says, or a piece of it."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChoice(BaseModel):
+    """The one report; `length`: it has no end."""
+
+    index: Literal[0] = 0
+    message: Said
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatResponse(BaseModel):
+    """OpenAI's chat.completion. Research use only."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str = MODEL_ID
+    choices: list[ChatChoice]
+
+
+class ChunkChoice(BaseModel):
+    """A piece of the one report."""
+
+    index: Literal[0] = 0
+    delta: Said
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatChunk(BaseModel):
+    """OpenAI's chat.completion.chunk: an event of a streamed answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str = MODEL_ID
+    choices: list[ChunkChoice]
+
+
+class DrawRequest(BaseModel):
+    """OpenAI's images.generate; other fields, the size among them, are passed over."""
+
+    model: str | None = MODEL_ID
+    report: ReportText = Field(alias="prompt")
+    n: Annotated[int, Field(ge=1, le=10)] | None = None
+    seed: Seed | None = Field(default=None, description="of the first image; those after it have the next ones")
+    response_format: Literal["b64_json"] | None = None
+    stream: Literal[False] | None = None
+
+
+class DrawnImage(BaseModel):
+    """A synthetic X-ray, never a patient's."""
+
+    b64_json: str = Field(description="base64 PNG, gray")
+
+
+class DrawResponse(BaseModel):
+    """OpenAI's images response. Research use only."""
+
+    created: int
+    data: list[DrawnImage]
+    output_format: Literal["png"] = "png"

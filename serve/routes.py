@@ -35,8 +35,8 @@ from serve.protocol import (
 from serve.samples import samples
 from serve.settings import Settings
 
-_FAILS = responses(400, 401, 413, 415, 422, 429, 500, 503, 504)
-_EVENTS, _PNG = "text/event-stream", "image/png"
+FAILS = responses(400, 401, 413, 415, 422, 429, 500, 503, 504)
+EVENTS, _PNG = "text/event-stream", "image/png"
 _PICTURE: dict[int | str, dict[str, object]] = {
     200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -67,7 +67,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/report",
         response_model=ReportResponse,
-        responses={**_FAILS, 200: {"content": {_EVENTS: {"schema": {"type": "string"}}}}},
+        responses={**FAILS, 200: {"content": {EVENTS: {"schema": {"type": "string"}}}}},
         openapi_extra=body(form=ReportFields),
         summary="Write the report of an X-ray",
     )
@@ -76,15 +76,15 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         written (one or more, with the space before them), and at last `report`, which is the whole answer."""
         data, fields = await read_form(request, ReportFields, limit)
         image, request_id = await service.decode(data), request.state.request_id
-        if prefers(request, _EVENTS):
+        if prefers(request, EVENTS):
             events = _report_events(service, image, fields, request_id)
-            return StreamingResponse(_as_stream(events, request_id), media_type=_EVENTS)
+            return StreamingResponse(_as_stream(events, request_id), media_type=EVENTS)
         return await _explained(service, image, fields, await ask.report(image, fields.seed, request_id))
 
     @app.post(
         "/v1/image",
         response_model=ImageResponse,
-        responses={**_FAILS, **_PICTURE},
+        responses={**FAILS, **_PICTURE},
         openapi_extra=body(json=ImageRequest),
         summary="Draw the X-ray of a report",
     )
@@ -103,7 +103,7 @@ def _add_cycle(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/cycle",
         response_model=CycleResponse,
-        responses=_FAILS,
+        responses=FAILS,
         openapi_extra=body(form=SeedFields, json=ImageRequest),
         summary="There and back: image → report → image, or report → image → report",
     )
@@ -122,7 +122,7 @@ def _add_matching(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/match",
         response_model=MatchResponse,
-        responses=_FAILS,
+        responses=FAILS,
         openapi_extra=body(form=MatchFields),
         summary="Match the words of a report with the regions of an X-ray",
     )
@@ -133,7 +133,7 @@ def _add_matching(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/retrieve",
         response_model=RetrieveResponse,
-        responses={**_FAILS, **responses(404)},
+        responses={**FAILS, **responses(404)},
         openapi_extra=body(form=RetrieveFields, json=RetrieveRequest),
         summary="Find studies: by an X-ray their reports, by a report their X-rays",
     )

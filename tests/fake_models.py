@@ -31,7 +31,7 @@ CANVAS, TOKENS = 64, 16
 REPORT = "There is a large right pleural effusion. The heart is normal in size."
 MODELS = ModelsResponse(
     models=[Model(name="adamatch", fingerprint="0123456789abcdef", version="0")],
-    data="phantom",
+    trained_on="phantom",
     canvas=CANVAS,
     image_tokens=TOKENS,
 )

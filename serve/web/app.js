@@ -97,7 +97,7 @@ async function listSamples() {
 async function start() {
   await run(async () => {
     const served = await get("v1/models");
-    if (served.data === "phantom") $("origin").textContent = "Trained on phantoms: nothing here is clinical.";
+    if (served.trained_on === "phantom") $("origin").textContent = "Trained on phantoms: nothing here is clinical.";
     const [first] = await listSamples();
     first?.click(); // one look should show what the words are about
   });
