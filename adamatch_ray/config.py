@@ -32,7 +32,7 @@ from adamatch_ray.model_config import (
 from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, LoRAConfig, PlaceTrain, VQGANTrain
 
 PRESETS = ("phantom", "openi", "mimic_cxr", "released")
-Table = Literal["retrieval", "reports", "images", "localization", "cycle", "reading"]
+Table = Literal["retrieval", "reports", "images", "localization", "cycle", "reading", "memorisation"]
 TABLES: tuple[Table, ...] = ("retrieval", "reports", "images", "localization", "cycle")
 
 

@@ -50,11 +50,11 @@ def _not_scored(config: "RunConfig") -> set[str]:
         scored_from.add("encoder")
     if "localization" in tables and config.place.head != "none":
         scored_from.add("place")
-    if tables & {"retrieval", "localization", "cycle"}:
+    if tables & {"retrieval", "localization", "cycle", "memorisation"}:
         scored_from.add("adamatch")
-    if tables & {"reports", "images", "cycle", "reading"} and not config.evaluate.predictions:
+    if tables & {"reports", "images", "cycle", "reading", "memorisation"} and not config.evaluate.predictions:
         scored_from.add("generations")
-        scored_from |= {"vqgan"} if tables & {"images", "cycle"} else set()
+        scored_from |= {"vqgan"} if tables & {"images", "cycle", "memorisation"} else set()
         scored_from |= {"adamatch", "codebooks", "vqgan", "tokens", "llm"} if "reading" in tables else set()
     return set(STAGES["metrics"].parents) - scored_from
 

@@ -11,6 +11,7 @@ from adamatch_ray.data.facts import Marks
 from adamatch_ray.data.images import encode_png
 from adamatch_ray.data.predictions import Key
 from adamatch_ray.evaluation.images import ImageScore
+from adamatch_ray.evaluation.memorisation import CopyRow
 from adamatch_ray.evaluation.reports import StudyScore
 from adamatch_ray.evaluation.split import Placed, Split, Study
 from adamatch_ray.pages import results as page
@@ -30,6 +31,7 @@ def shown(source: str) -> Material:
     ]
     material.images = Placed({"s0": image, "s1": b"broken"}, ("s2",), ())
     material.image_rows = [ImageScore(f"s{n}", float("nan"), (), ("Edema",), "ok") for n in range(3)]
+    material.copies = [CopyRow("s0", "generated_image", 0.97, 0.5, EVIL, True)]
     material.points = {"real": [[0.0, 1.0]] * 3, "generated": [[2.0, -1.0]] * 3}
     return material
 
@@ -85,6 +87,8 @@ def summary(source: str) -> dict[str, Any]:
             "findings": {"effusion": {"box_iou": 0.5, "point_hit": 0.1, "phrases": 4}}, "groups": {}
         },
         "cycle": {"generated_image": {"recall": recall}, "chance": chance},
+        "memorisation": {"images": {"features": {"pixels": {"planted": 128, "planted_found": 0.99, "real": 99,
+                                                            "false_alarms": 0.0, "trusted": True}}}},
     }  # fmt: skip
     return {"title": "Evaluation", "split": "test", "studies": 3, "data": source, "use": "Research use only.",
             "predictions": "runs/x/generations", "headlines": [headline], "differences": {"reports": EVIL},

@@ -301,8 +301,8 @@ def test_each_of_several_tokens_opens_and_nothing_else_does() -> None:
     client = TestClient(fake_app(Settings.model_validate({**NAMED, "token": "open sesame"})))
     for token in ("0123456789abcdef", "fedcba9876543210", "open sesame"):
         assert client.get("/v1/models", headers=bearer(token)).status_code == 200
-    for token in ("ward-7", "0123456789abcde", "0123456789abcdef0", "ward-7=0123456789abcdef", "", "é"):
-        assert client.get("/v1/models", headers={"Authorization": f"Bearer {token}".encode()}).status_code == 401
+    for token in ("ward-7", "0123456789abcde", "0123456789abcdef0", "ward-7=0123456789abcdef", ""):
+        assert client.get("/v1/models", headers=bearer(token)).status_code == 401
     assert client.get("/v1/models", headers={"Authorization": "Basic 0123456789abcdef"}).status_code == 401
 
 

@@ -77,6 +77,10 @@ class ImageTokenizer:
                 images[rows] = to_gray(self.model.decode_tokens(indices_BT[rows]))
         return images.cpu().numpy()
 
+    def through(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Gray canvases as their tokens give them back, [B, image_size, image_size] uint8."""
+        return self.decode(self.encode(images))
+
     def _batches(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self.batch_size):
             yield slice(start, start + self.batch_size)

@@ -22,7 +22,7 @@ from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_spli
 from adamatch_ray.engines.loader import load_embedder, load_place_head, load_tokenizer
 from adamatch_ray.engines.localizing import localize_phrases, localize_split
 from adamatch_ray.engines.matching import MatchingEngine
-from adamatch_ray.evaluation import cycle, headline, images, localization, reading, reports, split
+from adamatch_ray.evaluation import cycle, headline, images, localization, memorisation, reading, reports, split
 from adamatch_ray.evaluation.image_meter import ImageMeter, niqe_fits
 from adamatch_ray.evaluation.tables import csv_table
 from adamatch_ray.metrics import retrieval
@@ -65,6 +65,7 @@ class Evaluator:
             "localization": self._localization,
             "cycle": self._cycle,
             "reading": self._reading,
+            "memorisation": self._memorisation,
         }
         for name in (name for name in scorers if name in self.options.tables):
             print(f"metrics: {name}", file=sys.stderr)
@@ -119,10 +120,7 @@ class Evaluator:
     def _reports(self) -> dict[str, Any]:
         asked, placed = self._place("reports", self.predictions.reports)
         result, rows = self._score_reports(asked, placed)
-        train = [
-            text for table in read_split(self.studies, "train", ["report"]) for text in table["report"].to_pylist()
-        ]
-        result["baseline"] = reports.baseline(asked, train, self.labeler, self.options.seed)
+        result["baseline"] = reports.baseline(asked, self._train_reports, self.labeler, self.options.seed)
         result["not_scored"] = self._meteors[1]
         self.files["reports_by_study.csv"] = csv_table([row._asdict() for row in rows])
         self.material.reports, self.material.report_rows = placed, rows
@@ -224,6 +222,22 @@ class Evaluator:
         engine, first = CycleEngine.load(self.root, self.device, settings), asked.first(self.options.probe)
         return reading.score(engine, self.studies, first, placed.values, options["seed"])
 
+    def _memorisation(self) -> dict[str, Any]:
+        made, asked = self.predictions, self._asked
+        if self.options.predictions:
+            raise NothingToScore(f"{made.source} was not made by this root's models, whose training studies are known")
+        pictures = {"generated_image": made.images, "second_image": made.cycle_images}
+        texts = {"generated_report": made.reports, "second_report": made.cycle_reports}
+        placed = {name: asked.place(column) for name, column in pictures.items() if column is not None}
+        validate, tokenizer = split.read(self.studies, "validate"), load_tokenizer(self.root, self.device)
+        found, rows = memorisation.score_images(
+            self.studies, self.split, validate, placed, self._embedder, tokenizer.through, self._canvas
+        )
+        self.files["memorisation_by_study.csv"] = csv_table([row._asdict() for row in rows])
+        self.material.copies = [row for row in rows if row.copy]
+        said = {name: list(asked.place(column).values.values()) for name, column in texts.items() if column is not None}
+        return {"images": found, "reports": memorisation.score_reports(said, self._train_reports)}
+
     def _place(self, what: str, column: dict[Key, Any] | None) -> tuple[split.Split, split.Placed[Any]]:
         """The studies that predictions were asked for, and the predictions by study."""
         if column is None:
@@ -271,6 +285,10 @@ class Evaluator:
         trained, judge = self.root.stage("vqgan").manifest(), Root(self.options.judge or self.root.uri).stage("encoder")
         through = trained.parents.get("encoder") if trained and not self.options.predictions else None
         return through != judge.require().fingerprint
+
+    @cached_property
+    def _train_reports(self) -> list[str]:
+        return [text for table in read_split(self.studies, "train", ["report"]) for text in table["report"].to_pylist()]
 
     @cached_property
     def _meteors(self) -> Any:

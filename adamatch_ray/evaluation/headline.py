@@ -122,6 +122,16 @@ PLACES = (
           reference="plain/finding_side", reference_name="with its own"),
     Place("reading", "with another study's image: reports that change", "other_image/changed"),
     Place("reading", "another study's report: findings with their side, F1", "floor/finding_side"),
+    Place("memorisation", "generated X-rays that copy a training X-ray", "images/generated_image/share",
+          reference="images/features/pixels/false_alarms", reference_name="real X-rays flagged", lower_is_better=True),
+    Place("memorisation", "second X-rays that copy a training X-ray", "images/second_image/share",
+          reference="images/features/pixels/false_alarms", reference_name="real X-rays flagged", lower_is_better=True),
+    Place("memorisation", "planted copies that are found", "images/features/pixels/planted_found"),
+    Place("memorisation", "longest span of a training report in a report, words, mean", "reports/generated_report/mean",
+          reference="reports/train/mean", reference_name="in another training report", lower_is_better=True),
+    Place("memorisation", "reports that share more than two training reports do",
+          "reports/generated_report/share_beyond", reference="reports/train/share_beyond",
+          reference_name="training reports", lower_is_better=True),
 )  # fmt: skip
 
 
@@ -181,6 +191,11 @@ def differences(tables: Mapping[str, Mapping[str, Any]], data: str) -> dict[str,
         said["cycle"] = "The paper argues for cycle consistency and reports none."
     if "reading" in tables:
         said["reading"] = f"The first {tables['reading']['studies']} studies. The paper does not ask this."
+    if "memorisation" in tables:
+        said["memorisation"] = (
+            "Thresholds are chosen on real X-rays of validate and on planted copies, training X-rays through the "
+            "VQ-GAN; both are counted on others. The paper does not ask this."
+        )
     return said
 
 

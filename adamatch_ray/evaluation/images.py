@@ -72,7 +72,7 @@ def reconstruct(tokenizer: ImageTokenizer, split: Split) -> Placed[Encoded]:
     values: dict[str, Encoded] = {}
     for start in range(0, len(split.studies), BATCH):
         part = split.studies[start : start + BATCH]
-        canvases = tokenizer.decode(tokenizer.encode(np.stack([decode_png(study.image) for study in part])))
+        canvases = tokenizer.through(np.stack([decode_png(study.image) for study in part]))
         values |= {study.id: encode_png(canvas) for study, canvas in zip(part, canvases, strict=True)}
     return Placed(values, (), ())
 

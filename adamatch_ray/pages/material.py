@@ -8,6 +8,7 @@ from adamatch_ray.data.facts import Marks
 from adamatch_ray.data.images import BadImage, decode_png, encode_png
 from adamatch_ray.data.predictions import Encoded, load_canvas
 from adamatch_ray.evaluation.images import ImageScore
+from adamatch_ray.evaluation.memorisation import CopyRow
 from adamatch_ray.evaluation.reports import StudyScore
 from adamatch_ray.evaluation.split import Placed, Split
 
@@ -28,6 +29,7 @@ class Material:
     second_reports: Placed[str] | None = None
     second_images: Placed[Encoded] | None = None
     marks: Mapping[str, Mapping[str, Marks]] = field(default_factory=dict)
+    copies: Sequence[CopyRow] = ()
     canvas: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adamatch_ray.evaluation.images import ImageScore
+from adamatch_ray.evaluation.memorisation import CopyRow
 from adamatch_ray.evaluation.reports import StudyScore
 from adamatch_ray.evaluation.split import Study
 from adamatch_ray.pages.html import render
@@ -73,6 +74,7 @@ def build(summary: Mapping[str, Any], material: Material, files: Sequence[str]) 
         image_cases=_image_cases(material),
         pictures=picture_rows(summary["tables"].get("cycle", {})),
         trips=round_trips(material),
+        copies=[(row, _drawn(row, material)) for row in material.copies[:MOST_PAIRS]],
         files=[name for name in files if name != "report.html"],
     )
 
@@ -149,6 +151,12 @@ def _image_cases(material: Material) -> dict[str, list[Case]]:
         "Most asked findings lacking": worst[: MOST_CASES + 1],
     }
     return {heading: [_case(row, material) for row in rows] for heading, rows in chosen.items() if rows}
+
+
+def _drawn(row: CopyRow, material: Material) -> bytes | None:
+    """The image that was flagged as a copy."""
+    placed = material.images if row.kind == "generated_image" else material.second_images
+    return thumbnail(placed.values.get(row.id) if placed else None, material.canvas)
 
 
 def _case(row: StudyScore | ImageScore, material: Material) -> Case:
