@@ -60,8 +60,8 @@ def test_reports_are_held_against_what_training_reports_share() -> None:
 def coarse(canvas_BHW: np.ndarray) -> np.ndarray:
     """What a good VQ-GAN does to an X-ray: fine detail goes, and some noise comes."""
     pixels = canvas_BHW.astype(np.float32)
-    pixels = (pixels + np.roll(pixels, 1, 1) + np.roll(pixels, 1, 2)) / 3
-    return np.clip(pixels + np.random.default_rng(0).normal(0, 2, pixels.shape), 0, 255).astype(np.uint8)
+    soft = (pixels + np.roll(pixels, 1, 1) + np.roll(pixels, 1, 2)) / 3
+    return np.clip(soft + np.random.default_rng(0).normal(0, 2, pixels.shape), 0, 255).astype(np.uint8)
 
 
 def test_planted_copies_are_found_and_what_resembles_training_is_not(cycle_root: Path) -> None:
