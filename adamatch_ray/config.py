@@ -98,7 +98,7 @@ class CodebooksConfig:
     backend: Literal["ner", "lexicon"] = option(
         "ner", "who finds entities in reports: a token classifier, or our lexicon"
     )
-    ner: str = option("d4data/biomedical-ner-all", "hub name or folder of the token classifier (ner)")
+    ner: str = option("d4data/biomedical-ner-all", "hub name or folder (local or s3://) of the token classifier (ner)")
     min_score: float = option(0.7, "lowest confidence of an entity (ner)")
     per_group: int = option(100, "most frequent entities kept of each group")
     min_count: int = option(1, "fewest train reports an entity is found in")

@@ -5,6 +5,7 @@ autocast knows. A multiplication with its addition counts as two operations; nor
 are left out, as is usual. What a backward pass needs is counted in values, since their bytes depend on the precision.
 """
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -27,6 +28,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from adamatch_ray.filesystems import open_filesystem
 from adamatch_ray.model_config import LLMConfig, PVTConfig, TextEncoderConfig, VQGANConfig
 from adamatch_ray.models import text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, AdaMatchSizes
@@ -197,7 +199,7 @@ def llm_shape(config: LLMConfig, codes: int) -> PretrainedConfig:
 
 
 def known_config(name: str) -> PretrainedConfig:
-    """A model's configuration: of a local folder, known here, or downloaded before; nothing is fetched.
+    """A model's configuration: of a local or s3:// folder, known here, or downloaded before; nothing is fetched.
 
     Raises ValueError where there is none of these.
     """
@@ -205,9 +207,13 @@ def known_config(name: str) -> PretrainedConfig:
         kind, sizes = PUBLISHED[name]
         return AutoConfig.for_model(kind, **sizes)
     try:
+        if name.startswith("s3://"):  # the weights beside it are not needed
+            files, path = open_filesystem(name.rstrip("/"))
+            sizes = json.loads(files.cat_file(f"{path}/config.json"))
+            return AutoConfig.for_model(**sizes)
         return AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):
-        hint = "name a local folder that holds its config.json"
+        hint = "name a local or s3:// folder that holds its config.json"
         raise ValueError(f"the sizes of {name} are not known here; {hint}") from None
 
 

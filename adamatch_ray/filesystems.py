@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from fsspec import AbstractFileSystem, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -59,6 +60,34 @@ def s3_filesystem() -> "S3FileSystem":
 
     retries = {"mode": "standard", "max_attempts": 12}
     return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs={"retries": retries})
+
+
+def at_hand(name: str | Path) -> str:
+    """A model's folder or file as a local path, an s3:// one fetched once a machine; any other name as it is.
+
+    Copies lie beside the hub's (HF_HOME) under the digest of what the folder holds, so what has changed is fetched
+    anew. Raises ValueError where there is nothing.
+    """
+    uri = str(name).rstrip("/")
+    if not uri.startswith("s3://"):
+        return str(name)
+    files, path = open_filesystem(uri)
+    found = {file: info for file, info in sorted(files.find(path, detail=True).items()) if info["size"]}
+    if not found:
+        raise ValueError(f"{uri}: there is nothing; copy the model's files there, or name another folder")
+    state = repr([(file, info["size"], info.get("ETag")) for file, info in found.items()])
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "adamatch_ray"
+    target = home / hashlib.sha256(state.encode()).hexdigest()[:16]
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # the workers of a machine all ask at once
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=home) as folder:
+                for file in found:
+                    local = Path(folder, "whole", file.removeprefix(path).lstrip("/") or Path(file).name)
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    files.get_file(file, str(local))
+                Path(folder, "whole").rename(target)
+    return str(target / Path(path).name if path in found else target)
 
 
 def digest(uri: str, option: str) -> str:

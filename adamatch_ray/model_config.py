@@ -87,7 +87,8 @@ class TextEncoderConfig:
     """A BERT-like report encoder (docs/method.md 1.3)."""
 
     name_or_path: str = option(
-        "emilyalsentzer/Bio_ClinicalBERT", "hub name or local folder; empty: a small BERT trained from scratch"
+        "emilyalsentzer/Bio_ClinicalBERT",
+        "hub name or folder, local or s3://; empty: a small BERT from scratch",
     )
     max_tokens: int = option(112, "longest report in word pieces, CLS and SEP included")
     unit: Literal["wordpiece", "word"] = option(
@@ -192,7 +193,8 @@ class LLMConfig:
     """Which language model is tuned (docs/method.md 4). The sizes count only where `name_or_path` is empty."""
 
     name_or_path: str = option(
-        "databricks/dolly-v2-3b", "hub name or folder of a causal language model; empty: a GPT-NeoX from scratch"
+        "databricks/dolly-v2-3b",
+        "hub name or folder, local or s3://, of a causal LM; empty: a GPT-NeoX from scratch",
     )
     hidden_size: int = option(192, "width, when made from scratch")
     layers: int = option(4, "layers, when made from scratch")

@@ -10,6 +10,7 @@ from typing import Any
 
 from adamatch_ray.cli import CommandLine
 from adamatch_ray.config import section, to_yaml
+from adamatch_ray.filesystems import open_filesystem
 from adamatch_ray.lease import Lease
 from adamatch_ray.plan import default_hardware, describe_plan, expected_counts
 from adamatch_ray.specs import STAGES, Manifest, fingerprint, flatten
@@ -108,10 +109,12 @@ class StageRun:
     def _init(self) -> str:
         """The weights that training starts from, as workers in another folder find them; empty where there are none."""
         given = self.spec.init(self.config)
-        path = Path(given).expanduser()
-        if given and not path.is_file():
-            raise ValueError(f"--{self.name}.init {given}: no such file; nothing is downloaded, name a local one")
-        return str(path.resolve()) if given else ""
+        if not given:
+            return ""
+        files, path = open_filesystem(given)
+        if not files.isfile(path):
+            raise ValueError(f"--{self.name}.init {given}: no such file; nothing is downloaded, name one that is there")
+        return given if "://" in given else path
 
     def _settings(self) -> dict[str, Any]:
         """All that decides what this run would make, besides its parents."""

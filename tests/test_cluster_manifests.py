@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_there_is_one_job_a_stage_and_each_one_parses() -> None:
         assert command.root == "s3://BUCKET/mimic" and command.config.scale.workers == 8
 
 
+def test_reports_are_named_where_images_are() -> None:
+    """MIMIC-CXR-JPG has none."""
+    for document in (documents("rayjobs.yaml")[0], documents("rayjob-pipeline.yaml")[0]):
+        command = parse_command_line(document["spec"]["entrypoint"].split()[2:], "")
+        assert command.config.data.path and command.config.data.reports
+
+
 def test_versions_are_those_of_the_project() -> None:
     pinned = re.search(r"^ray==(\S+)$", (CLUSTER / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
@@ -131,6 +139,15 @@ def test_the_service_is_what_serve_accepts() -> None:
     (application,) = deployed.applications
     assert application.import_path == "serve:config"
     assert Settings(**application.args).root.startswith("s3://")
+
+
+def test_a_login_shell_of_the_image_finds_its_programs() -> None:
+    """`/etc/profile` sets a PATH of its own and then reads the folder beside it."""
+    written = re.search(r"echo '(.+)' > /etc/profile\.d/\w+\.sh", (CLUSTER / "Dockerfile").read_text())
+    assert written is not None
+    shell = ["bash", "--noprofile", "--norc", "-c", f"PATH=/usr/local/bin:/usr/bin:/bin; {written[1]}; echo $PATH"]
+    path = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.strip()
+    assert path == "/opt/adamatch/bin:/usr/local/bin:/usr/bin:/bin"
 
 
 def test_the_image_is_pinned_small_and_without_root() -> None:

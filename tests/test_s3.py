@@ -21,7 +21,9 @@ from s3_server import LoopbackS3, loopback_s3
 from test_cache_tokens import add_vqgan
 
 from adamatch_ray.config import DataConfig, load_config
+from adamatch_ray.counting import known_config
 from adamatch_ray.data import loading
+from adamatch_ray.filesystems import at_hand
 from adamatch_ray.pipeline import studies as preparing
 from adamatch_ray.pipeline.tokens import TokenCache
 from adamatch_ray.specs import Manifest, fingerprint
@@ -41,6 +43,28 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
 @pytest.fixture
 def stage(server: LoopbackS3) -> Stage:
     return Root("s3://bucket/some/run/").stage("encoder")
+
+
+def test_a_model_in_a_bucket_is_fetched_once_and_again_when_it_changes(
+    server: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    bucket = Root("s3://bucket").files
+    bucket.pipe_file("bucket/models/bert/config.json", b'{"model_type": "bert", "hidden_size": 24}')
+    bucket.pipe_file("bucket/models/bert/deep/weights.bin", b"1")
+    folder = Path(at_hand("s3://bucket/models/bert/"))
+    assert (folder / "deep" / "weights.bin").read_bytes() == b"1" and (folder / "config.json").is_file()
+    server.refused = "weights.bin"  # nor is it asked for again
+    assert at_hand("s3://bucket/models/bert") == str(folder)
+    assert known_config("s3://bucket/models/bert").hidden_size == 24
+    server.refused = ""
+    bucket.pipe_file("bucket/models/bert/deep/weights.bin", b"2")
+    assert (Path(at_hand("s3://bucket/models/bert")) / "deep" / "weights.bin").read_bytes() == b"2"
+    file = at_hand("s3://bucket/models/bert/deep/weights.bin")
+    assert Path(file).name == "weights.bin" and Path(file).read_bytes() == b"2"
+    with pytest.raises(ValueError, match=r"s3://bucket/models/none: there is nothing"):
+        at_hand("s3://bucket/models/none")
+    assert at_hand("databricks/dolly-v2-3b") == "databricks/dolly-v2-3b"
 
 
 def objects(root: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from adamatch_ray.data import sources, tables
 from adamatch_ray.data.manifest import ManifestColumns, list_manifest
-from adamatch_ray.data.mimic_cxr import list_mimic_cxr
+from adamatch_ray.data.mimic_cxr import check_mimic_cxr, list_mimic_cxr
 from adamatch_ray.data.openi import FRACTIONS, image_key, list_openi
 from adamatch_ray.data.sources import Row, normalise_split, subject_split
 from adamatch_ray.data.views import view_problem
@@ -99,6 +99,18 @@ def mimic(tmp_path: Path) -> Path:
         write_csv(tmp_path / f"mimic-cxr-2.0.0-{name}.csv{'.gz' if name in ('split', 'negbio') else ''}", rows)
     (tmp_path / "files").mkdir()
     return tmp_path
+
+
+def test_a_folder_without_any_report_is_told_at_once(mimic: Path) -> None:
+    with pytest.raises(ValueError, match=r"no report s….txt in .*--data\.reports"):
+        check_mimic_cxr(str(mimic))
+    subject = mimic / "unpacked" / "files" / "p10" / "p10000032"
+    (subject / "s53189527").mkdir(parents=True)
+    with pytest.raises(ValueError, match="mimic-cxr-reports"):
+        check_mimic_cxr(str(mimic), str(mimic / "unpacked"))
+    (subject / "s50414267.txt").write_text("FINDINGS: Clear.")
+    check_mimic_cxr(str(mimic), str(mimic / "unpacked"))
+    check_mimic_cxr(str(mimic), str(mimic / "unpacked" / "files"))
 
 
 def test_mimic_rows_have_the_official_layout_split_and_string_ids(mimic: Path) -> None:

@@ -7,6 +7,7 @@
 Ids keep the digits of the tables, as strings, without the letters of the folders: subject "10000032", study "50414267".
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,10 +21,30 @@ _PREFIXES = ("mimic-cxr-2.1.0-", "mimic-cxr-2.0.0-")
 _PREFIX = _PREFIXES[-1]
 _LETTERS = {"subject_id": "p", "study_id": "s"}
 _ENDINGS = (".jpg", ".dcm", ".png")
+_GROUP = re.compile(r"p\d\d")
 _LOOKED_AT = 20
-"""Images that are looked for to learn which ending they have."""
+"""Images that are looked for to learn which ending they have; subjects among whom a report is looked for."""
 _WHERE = "it comes with MIMIC-CXR-JPG 2.0.0 or later, https://physionet.org/content/mimic-cxr-jpg/"
 _UNLISTED = "image is not in the metadata table"
+
+
+def check_mimic_cxr(root: str, reports_root: str | None = None) -> None:
+    """Raises ValueError, naming what to add, where a table is missing or none of the first subjects has a report.
+
+    MIMIC-CXR-JPG comes without reports; a run would list its images for a minute and then refuse each of them.
+    """
+    _tables_of(root)
+    files = _files_of(reports_root or root)
+    groups = (name for name in sources.list_names(files) if _GROUP.fullmatch(name))
+    subjects = (sources.join(files, group, name) for group in groups
+                for name in sources.list_names(sources.join(files, group)))  # fmt: skip
+    for subject in islice(subjects, _LOOKED_AT):
+        if any(name.endswith(".txt") for name in sources.list_names(subject)):
+            return
+    raise ValueError(
+        f"no report s….txt in {sources.join(files, 'p10/p10000032')} or its neighbours: unpack mimic-cxr-reports.zip "
+        "of MIMIC-CXR, and name its folder as --data.reports"
+    )
 
 
 def list_mimic_cxr(root: str, reports_root: str | None = None) -> Iterator[Row]:
@@ -33,12 +54,7 @@ def list_mimic_cxr(root: str, reports_root: str | None = None) -> Iterator[Row]:
     The split is the official one. Labels are CheXpert's, NegBio's for a study that CheXpert's table does not have.
     Views other than PA and AP, and blank ones, have a reason. Raises ValueError naming a missing or unusable table.
     """
-    tables_of = {name: _find(root, name) for name in ("split", "metadata", "chexpert", "negbio")}
-    for name in ("split", "metadata"):
-        if not tables_of[name]:
-            raise ValueError(f"no {_PREFIX}{name}.csv or .csv.gz in {root}; {_WHERE}")
-    if not tables_of["chexpert"] and not tables_of["negbio"]:
-        raise ValueError(f"no {_PREFIX}chexpert.csv or {_PREFIX}negbio.csv (or .csv.gz) in {root}; {_WHERE}")
+    tables_of = _tables_of(root)
     labels: dict[str, Labels] = {}
     for name in ("negbio", "chexpert"):  # the later one wins
         if tables_of[name]:
@@ -101,6 +117,17 @@ def _ending(folder: str, images: dict[str, tuple[str, str, str]]) -> str:
             if sources.exists(_image_path(folder, subject, study, dicom_id, ending)):
                 return ending
     return _ENDINGS[0]
+
+
+def _tables_of(root: str) -> dict[str, str]:
+    """Where each table is, "" for one that can be done without. Raises ValueError naming what is missing."""
+    found = {name: _find(root, name) for name in ("split", "metadata", "chexpert", "negbio")}
+    for name in ("split", "metadata"):
+        if not found[name]:
+            raise ValueError(f"no {_PREFIX}{name}.csv or .csv.gz in {root}; {_WHERE}")
+    if not found["chexpert"] and not found["negbio"]:
+        raise ValueError(f"no {_PREFIX}chexpert.csv or {_PREFIX}negbio.csv (or .csv.gz) in {root}; {_WHERE}")
+    return found
 
 
 def _find(root: str, name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from adamatch_ray.codebooks import GROUPS
+from adamatch_ray.filesystems import at_hand
 
 _FILLER = """
 a an and any are as at be been both but by can could due for from had has have he her his if in into is it its may might
@@ -99,10 +100,9 @@ class NerEntities:
         from transformers import AutoModelForTokenClassification, AutoTokenizer, TokenClassificationPipeline
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            model = AutoModelForTokenClassification.from_pretrained(
-                name_or_path, dtype=torch.float32, weights_only=True
-            )
+            folder = at_hand(name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32, weights_only=True)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"codebooks.ner {name_or_path}: no token classifier there ({str(error).splitlines()[0]}); "

@@ -79,7 +79,7 @@ def inception(weights: Path | str, device: str = "cpu") -> NamedExtractor:
 
     path = Path(weights)
     if not path.exists():
-        raise ValueError(f"there are no Inception weights at {path}; nothing is downloaded, name a local file")
+        raise ValueError(f"there are no Inception weights at {path}; nothing is downloaded, name a file that is there")
     try:
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
     except ModuleNotFoundError as error:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from adamatch_ray.filesystems import at_hand
 from adamatch_ray.model_config import LLMConfig
 from adamatch_ray.models.image_positions import ImagePositions, positions_of
 from adamatch_ray.models.llm_tokens import KEYS, TokenLayout, make_layout
@@ -58,7 +59,7 @@ def build_llm(
     model.config.quantizer = quantizer or known
     layout = layout_of(model, tokenizer)
     if config.image_positions:
-        _add_positions(model, layout, config.name_or_path)
+        _add_positions(model, layout, at_hand(config.name_or_path))
     model.config.eos_token_id, model.config.pad_token_id = layout.end_id, layout.pad_id
     model.generation_config = GenerationConfig(
         eos_token_id=layout.end_id, pad_token_id=layout.pad_id, do_sample=True, top_p=0.92, max_new_tokens=512
@@ -150,7 +151,7 @@ def _from_scratch(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: 
 
 def _pretrained(config: LLMConfig, tokenizer: PreTrainedTokenizerBase, codes: int) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
-        config.name_or_path, dtype=config.dtype, attn_implementation=config.attention
+        at_hand(config.name_or_path), dtype=config.dtype, attn_implementation=config.attention
     )
     tuned_on = getattr(model.config, "image_codes", None)
     if tuned_on is None:

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPTNeoXTokenizer, PreTrainedTokenizerBase
 
+from adamatch_ray.filesystems import at_hand
+
 INSTRUCTION_KEY = "### Instruction:"
 RESPONSE_KEY = "### Response:\n"
 END_KEY = "### End"
@@ -107,7 +109,7 @@ def prepare_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
     Dolly's ships without the line break of `### Response:\\n`; with it the length is 50,281.
     """
-    return add_keys(AutoTokenizer.from_pretrained(str(name_or_path)))
+    return add_keys(AutoTokenizer.from_pretrained(at_hand(name_or_path)))
 
 
 def add_keys(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
+from adamatch_ray.filesystems import at_hand
 from adamatch_ray.model_config import TextEncoderConfig
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -88,7 +89,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, reports: Sequence[str], max_tok
 def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub name or local folder. Raises ValueError naming what is missing."""
     try:
-        return AutoTokenizer.from_pretrained(str(folder_or_name))
+        return AutoTokenizer.from_pretrained(at_hand(folder_or_name))
     except OSError as error:
         raise ValueError(f"text.name_or_path {folder_or_name}: no tokenizer there ({_first_line(error)})") from None
 
@@ -116,7 +117,7 @@ def load_bert(config: TextEncoderConfig) -> BertModel:
     """
     try:
         loaded: Any = BertModel.from_pretrained(
-            config.name_or_path,
+            at_hand(config.name_or_path),
             num_hidden_layers=config.layers,
             add_pooling_layer=False,
             dtype=torch.float32,

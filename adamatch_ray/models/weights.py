@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adamatch_ray.files import HEAD, no_data
+from adamatch_ray.filesystems import at_hand
 
 _SAFE = ".safetensors"
 
@@ -40,9 +41,9 @@ def read_saved(path: str | Path) -> Any:
     Raises ValueError of one line: there is no such file, it is cut or something else, or it holds more than tensors and
     plain values, which is not opened.
     """
-    path = Path(path).expanduser()
+    path = Path(at_hand(path)).expanduser()
     if not path.is_file():
-        raise ValueError(f"there are no weights at {path}; nothing is downloaded, name a local file")
+        raise ValueError(f"there are no weights at {path}; nothing is downloaded, name a file, local or in S3")
     with path.open("rb") as stream:
         head = stream.read(HEAD)
     if said := no_data(head):

@@ -18,7 +18,7 @@ from adamatch_ray.config import DataConfig
 from adamatch_ray.data import images, phantom, reports, sources, tables
 from adamatch_ray.data.labeler import ReportLabeler, RuleLabeler
 from adamatch_ray.data.manifest import ManifestColumns, list_manifest
-from adamatch_ray.data.mimic_cxr import list_mimic_cxr
+from adamatch_ray.data.mimic_cxr import check_mimic_cxr, list_mimic_cxr
 from adamatch_ray.data.openi import list_openi
 from adamatch_ray.schema import QUARANTINE, SPLITS, STUDY
 from adamatch_ray.shards import MadeShard, read_footer, write_shard
@@ -196,9 +196,15 @@ def _list_phantoms(config: DataConfig) -> Iterator[Row]:
         yield {**row, "split": subjects.setdefault(str(row["subject_id"]), position)}
 
 
+def _list_mimic_cxr(config: DataConfig) -> Iterator[Row]:
+    path = _needed_path(config)
+    check_mimic_cxr(path, config.reports or None)
+    return list_mimic_cxr(path, config.reports or None)
+
+
 _SOURCES: dict[str, Callable[[DataConfig], Iterator[Row]]] = {
     "phantom": _list_phantoms,
-    "mimic_cxr": lambda c: list_mimic_cxr(_needed_path(c), c.reports or None),
+    "mimic_cxr": _list_mimic_cxr,
     "openi": lambda c: list_openi(_needed_path(c), c.projections or None, c.seed),
     "manifest": lambda c: list_manifest(_needed_path(c), _columns(c), c.images or None),
 }

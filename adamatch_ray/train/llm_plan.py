@@ -12,6 +12,7 @@ from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
 from adamatch_ray.engines.image_tokens import fingerprint
 from adamatch_ray.engines.loader import load_vqgan
+from adamatch_ray.filesystems import at_hand
 from adamatch_ray.geometry import SIDES
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
 from adamatch_ray.model_config import InstructionConfig
@@ -34,7 +35,7 @@ def plan_llm(root: Root, stage: LLMStage) -> TokenLayout:
         tokenizer = _tokenizer(root, stage, folder)
         context = stage.context
         if stage.name_or_path:
-            checkpoint = AutoConfig.from_pretrained(stage.name_or_path)
+            checkpoint = AutoConfig.from_pretrained(at_hand(stage.name_or_path))
             context = int(checkpoint.max_position_embeddings)
             if getattr(checkpoint, "image_codes", None) is None:
                 check_fit(tokenizer, int(checkpoint.vocab_size))
