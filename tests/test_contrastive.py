@@ -73,6 +73,23 @@ def test_single_precision_agrees() -> None:
     torch.testing.assert_close(single.double(), plain_loss(embeddings(9)), rtol=1e-5, atol=1e-5)
 
 
+def test_autocast_gathers_words_in_half_and_changes_the_loss_by_rounding_alone() -> None:
+    pairs, gathered = embeddings(9, dtype=torch.float32), []
+
+    def gather(x: Tensor) -> Tensor:
+        gathered.append(x.dtype)
+        return x
+
+    with torch.autocast("cpu", torch.bfloat16):
+        half = contrastive_loss(pairs, different(9), gather=gather).loss
+    assert torch.bfloat16 in gathered and half.dtype == torch.float32
+    gradients = [torch.autograd.grad(loss, [*pairs.image.heads, pairs.text.word_BND]) for loss in
+                 (half, contrastive_loss(pairs, different(9)).loss)]  # fmt: skip
+    torch.testing.assert_close(half.double(), plain_loss(embeddings(9)), rtol=2e-2, atol=2e-2)
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == torch.float32 and float((one - other).norm() / other.norm()) < 0.15
+
+
 def test_a_report_is_told_from_other_images_not_from_other_reports() -> None:
     """Mistake c: eq. 8's softmax runs over images. Over reports, its value would not be this one."""
     pairs = embeddings(6)

@@ -1,12 +1,14 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -346,6 +348,60 @@ TRITON_CHECK = textwrap.dedent(
         assert alone.word_of_patch is None and torch.equal(alone.image_to_text_IJ, ours.image_to_text_IJ)
     """
 )
+
+
+def tensor_core_instructions(kernel: Any, elements: str, constants: dict[str, Any], capability: int) -> int:
+    """Multiplications on tensor cores in the PTX of a kernel, compiled without a card; -1 where fp32 units do one."""
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {"patch": elements, "word": elements, "other": elements}
+    kinds = {"rows": "*i64", "start": "*i64", "best": "*u8", "of_patch": "*u8", "of_word": "*u8",
+             **dict.fromkeys(("patches", "words", "images", "texts", "dim", "items", "total"), "i32")}  # fmt: skip
+    named = {name: next((kind for end, kind in kinds.items() if name.endswith(end)), "*fp32")
+             for name in kernel.arg_names}  # fmt: skip
+    signature = {**named, **{n: f"*{kind}" for n, kind in pointers.items()}, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(
+        fn=kernel,
+        signature={name: signature[name] for name in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    code = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8}).asm["ptx"]
+    products = len(re.findall(r"\bw?gmma\.mma_async|\bmma\.sync", code))
+    return products if len(re.findall(r"\bfma\.rn\.f32", code)) < 64 else -1
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("elements", "times"), [("bf16", 1), ("fp32", 3)])
+def test_the_gpu_kernels_multiply_on_tensor_cores(elements: str, times: int, capability: int) -> None:
+    """A100 and H100. A product of 64 patches and 128 words: 32 instructions of 16 x 8 x 16 a step of 64 dimensions."""
+    kernels = pytest.importorskip(
+        "adamatch_ray.ops.late_interaction_triton", reason="triton is not installed: the GPU kernel is not compiled"
+    )
+    tiles = {"TILE_P": 64, "TILE_N": 128, "TILE_D": 64 if elements == "bf16" else 32}
+    forward = {"PRECISION": kernels.FULL, "KEEP": True, **tiles}
+    found = tensor_core_instructions(kernels._forward_kernel, elements, forward, capability)
+    assert found == 32 * times if capability == 80 else found >= times
+    backward = {"PRECISION": kernels.FULL if elements == "fp32" else "tf32", "TILE_R": 64, "TILE_S": 32, "TILE_D": 64}
+    assert tensor_core_instructions(kernels._gradient_kernel, elements, backward, capability) >= times
+
+
+def tf32(x: Tensor) -> Tensor:
+    """fp32 rounded to the 10 bits of mantissa that a tensor core reads."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_three_products_of_tf32_are_as_exact_as_fp32() -> None:
+    """And one is not: it moves scores by 1e-5, which changes places of maxima."""
+    patch, word, _ = (torch.nn.functional.normalize(x.float(), dim=-1) for x in batch(8, 8, 49, 40, 256))
+    exact = torch.einsum("ipd,jnd->ijpn", patch.double(), word.double())
+    (patch_high, word_high), product = (tf32(patch), tf32(word)), lambda x, e: torch.einsum("ipd,jnd->ijpn", x, e)
+    patch_low, word_low = tf32(patch - patch_high), tf32(word - word_high)
+    one = product(patch_high, word_high)
+    three = product(patch_high, word_low) + product(patch_low, word_high) + one
+    full, error = product(patch, word), lambda score: float((score - exact).abs().max())
+    assert error(three) < 2 * error(full) < 1e-6 < 10 * error(one)
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 One program a pair of image and text: its products live in registers, a tile of patches at a time, and both maxima are
 read from the same tile. The backward pass rebuilds each tile of the score gradient from the saved indices and
-multiplies it, so it needs no atomics and repeats bitwise. Half precision goes to the tensor cores as it is and is
-summed in fp32; fp32 is multiplied in full precision.
+multiplies it, so it needs no atomics and repeats bitwise. Both precisions reach the tensor cores and are summed in
+fp32: half precision as it is, fp32 as three products of tf32, which were as exact as fp32's own (docs/measured.md).
 
 These kernels have been run in Triton's interpreter (TRITON_INTERPRET=1) and compiled for compute capabilities 8.0 and
 9.0, but never run on a GPU: compare with `backend="torch"` on the target hardware before trusting speed or memory.
@@ -17,6 +17,7 @@ from torch import Tensor
 from adamatch_ray.ops.ragged import Result, Side, index_dtype
 
 MAX_WORDS = 256  # one program holds all words of its text
+FULL = "tf32x3"  # how fp32 is multiplied; half precision is not asked
 
 
 def forward(images: Side, texts: Side, keep: bool) -> Result:
@@ -41,6 +42,7 @@ def forward(images: Side, texts: Side, keep: bool) -> Result:
         images.total,
         texts.total,
         images.data.shape[1],
+        PRECISION=FULL,
         KEEP=keep,
         TILE_P=64,
         TILE_N=max(16, triton.next_power_of_2(texts.longest)),
@@ -78,7 +80,7 @@ def _side_gradient(own: tuple[Side, Tensor, Tensor], other: tuple[Side, Tensor, 
         others.total,
         dim,
         # The one rounded factor is a score's gradient, to 11 bits, where the answer has 8 (bf16) or 11 (fp16).
-        PRECISION="ieee" if side.data.dtype == torch.float32 else "tf32",
+        PRECISION=FULL if side.data.dtype == torch.float32 else "tf32",
         TILE_R=tile_r,
         TILE_S=32,
         TILE_D=tile_d,
@@ -101,7 +103,7 @@ def _forward_kernel(
     word: tl.tensor, word_rows: tl.tensor, word_start: tl.tensor,
     image_to_text: tl.tensor, text_to_image: tl.tensor, word_of_patch: tl.tensor, patch_of_word: tl.tensor,
     images: tl.tensor, texts: tl.tensor, total_patches: tl.tensor, total_words: tl.tensor, dim: tl.tensor,
-    KEEP: tl.constexpr, TILE_P: tl.constexpr, TILE_N: tl.constexpr, TILE_D: tl.constexpr,
+    PRECISION: tl.constexpr, KEEP: tl.constexpr, TILE_P: tl.constexpr, TILE_N: tl.constexpr, TILE_D: tl.constexpr,
 ) -> None:  # fmt: skip
     i = (tl.program_id(0) // texts).to(tl.int64)
     j = (tl.program_id(0) % texts).to(tl.int64)
@@ -127,7 +129,7 @@ def _forward_kernel(
                 patch + patch_row[:, None] * dim + d[None, :], mask=p_valid[:, None] & d_valid[None, :], other=0
             )
             e = tl.load(word + word_row[None, :] * dim + d[:, None], mask=d_valid[:, None] & n_valid[None, :], other=0)
-            score = tl.dot(x, e, score, input_precision="ieee")
+            score = tl.dot(x, e, score, input_precision=PRECISION)
 
         best_word, best_word_at = tl.max(tl.where(n_valid[None, :], score, float("-inf")), 1, return_indices=True)
         word_sum += tl.where(p_valid, best_word, 0.0)
