@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,20 @@ class StageRun:
         """Identity of what this run would make."""
         return fingerprint(self.settings, self.parents)
 
-    def begin(self) -> dict[str, Any] | None:
+    def begin(self, check_init: Callable[[str], None] | None = None) -> dict[str, Any] | None:
         """None when the work is to be done; otherwise the job's answer (skipped, or a plan printed).
 
-        Raises ValueError: the stage was made from other inputs and `--overwrite` is not given, a file of the user's is
-        not there, a parent failed, or another run is making the stage.
+        `check_init` is given the weights to start from, if any, before parents are made. Raises ValueError: they are
+        refused or not there, the stage was made from other inputs and `--overwrite` is not given, a parent failed, or
+        another run is making the stage.
         """
         names = self.spec.parents_of(self.config)
         if self.command.dry_run:
             return self._show_plan(names)
         # First what is told at once, a file that is not there or a stage made otherwise, before hours go into parents.
         self.init, self.settings = self._init(), self._settings()
+        if self.init and check_init:
+            check_init(self.init)
         overwrite = self.command.overwrite
         if not overwrite and (made := self.stage.manifest()):
             self.stage.is_done(self.settings, made.parents, overwrite=False)

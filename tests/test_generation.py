@@ -129,6 +129,18 @@ def test_a_cache_that_grows_as_answers_do_changes_no_token(
     assert max(map(len, whole)) > 5 * growth and len(set(map(len, whole))) > 3
 
 
+def test_looking_less_often_at_what_has_ended_changes_no_token(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU is asked every few steps only."""
+    plan = DecodePlan(0, 400, stop_id=3, temperature=1.0, top_p=0.9, no_repeat=2)
+    prompts, limits = [[5, 6, 7 + i, *[9] * (i % 4)] for i in range(8)], [40 - 4 * i for i in range(8)]
+    always = LocalBackend(model).complete(prompts, limits, range(8), plan)
+    monkeypatch.setattr(local_backend, "READ_EVERY", {"cpu": 7})
+    assert LocalBackend(model).complete(prompts, limits, range(8), plan) == always
+    assert len(set(map(len, always))) > 5
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_greedy_image_equals_transformers_generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, decoder: str
@@ -365,3 +377,32 @@ def test_choose_follows_the_distribution_and_top_p() -> None:
     assert choose(logits[:1], 1.0, 1e-9, torch.tensor([0.9999999])).tolist() == [0]
     assert choose(logits[:1], 0.0, 1.0, torch.tensor([0.99])).tolist() == [0]
     assert choose(torch.tensor([[0.0, -1e9, -1e9]]), 1.0, 1.0, torch.tensor([0.99999994])).tolist() == [0]
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 5.0])
+def test_a_nucleus_is_sorted_out_of_its_likeliest_candidates_bit_for_bit(
+    sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many logits are equal, as in bf16: of those the first comes first, whoever is sorted."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (sharpness * torch.randn(64, 20_000, generator=generator)).bfloat16()
+    draws = torch.rand(64, generator=generator)
+    few = choose(logits, 1.0, 0.92, draws)
+    monkeypatch.setattr(local_backend, "NUCLEUS", 20_000)
+    whole = choose(logits, 1.0, 0.92, draws)
+    assert torch.equal(few, whole) and len(set(whole.tolist())) > 30
+
+
+def test_repeats_are_forbidden_as_they_are_counted() -> None:
+    """Against lists: of each answer, the tokens that have followed its last two before, but the one that ends it."""
+    generator = torch.Generator().manual_seed(0)
+    plan = DecodePlan(5, 11, stop_id=7, temperature=1.0, top_p=1.0, no_repeat=3)
+    for length in (2, 3, 40):
+        answers, logits = torch.randint(5, 11, (6, length), generator=generator), torch.randn(6, 6, generator=generator)
+        wanted = logits.clone()
+        for row, answer in zip(wanted, answers.tolist(), strict=True):
+            for i in range(length - 2):
+                if answer[i : i + 2] == answer[-2:] and answer[i + 2] != 7:
+                    row[answer[i + 2] - 5] = -torch.inf
+        local_backend._forbid_repeats(logits, answers, plan)
+        assert torch.equal(logits, wanted) and bool(wanted.isinf().any()) == (length == 40)

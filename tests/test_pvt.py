@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adamatch_ray.model_config import PVTConfig
 from adamatch_ray.models.pvt import PyramidVisionTransformer
-from adamatch_ray.models.pvt_published import load_published, load_published_file, resize_position
+from adamatch_ray.models.pvt_published import check_published, load_published, load_published_file, resize_position
 
 SMALL = PVTConfig(
     image_size=64,
@@ -211,7 +211,27 @@ def test_loading_names_what_is_missing_unexpected_or_misshapen() -> None:
     for part in ("stages.1.blocks.1.attn.reduce.sr.weight", "extra.weight", "head.weight is (3, 32), not (7, 32)"):
         assert part in str(error.value)
     with pytest.raises(ValueError, match="offsets"):
-        load_published(encoder(SMALL), published(PLAIN))
+        load_published(encoder(PLAIN), published(SMALL))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_a_plain_file_starts_adaptive_patches_that_see_what_it_saw(samples: int) -> None:
+    """The paper's recipe: at the start each box has its corners on the pixels of the fixed patch."""
+    plain, adaptive = encoder(PLAIN), encoder(replace(SMALL, samples=samples))
+    for model in (plain, adaptive):
+        load_published(model, published(PLAIN))
+        model.double().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(adaptive(images()), plain(images()), rtol=1e-6, atol=1e-6)
+    adaptive(images()).sum().backward()
+    assert all(stage.patch_embed.offsets.weight.grad.abs().max() > 0 for stage in adaptive.stages[1:])
+
+
+def test_a_file_that_does_not_fit_is_told_without_a_model(tmp_path: Path) -> None:
+    torch.save(published(PLAIN), tmp_path / "plain.pth")
+    check_published(str(tmp_path / "plain.pth"), SMALL)
+    with pytest.raises(ValueError, match=r"plain\.pth: the weights do not fit this encoder.*stages\.2\.blocks"):
+        check_published(str(tmp_path / "plain.pth"), replace(SMALL, depths=(1, 2, 9, 1)))
 
 
 def test_a_failed_load_changes_nothing() -> None:

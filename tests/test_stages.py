@@ -1,10 +1,13 @@
 """What a job does around its work: skip, refuse, make what is missing, plan, commit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from adamatch_ray import stage as stages
 from adamatch_ray.cli import parse_command_line
@@ -123,6 +126,18 @@ def test_weights_are_given_to_workers_by_their_whole_path(root: Path, monkeypatc
     begun = run("encoder", root, "--encoder.init", "mine.pth", "--overwrite")
     assert begun.begin() is None and begun.init == str(root / "mine.pth")
     assert begun.settings["encoder"]["init"] == "mine.pth"
+
+
+@pytest.mark.parametrize("name", ["pretrain_encoder", "train_adamatch"])
+def test_weights_that_do_not_fit_are_told_before_parents_are_made(
+    name: str, root: Path, job: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "studies" / "manifest.json").unlink()
+    monkeypatch.setattr(stages, "run_job", lambda job, arguments: pytest.fail(f"{job} was begun"))
+    save_file({"pos_embed1": torch.zeros(1, 3, 4)}, root / "other.safetensors")
+    section = name.split("_")[1]
+    with pytest.raises(ValueError, match=r"other\.safetensors: the weights do not fit this encoder"):
+        job(name)(["--config", "phantom", "--root", str(root), f"--{section}.init", str(root / "other.safetensors")])
 
 
 def test_a_parent_that_cannot_be_made_names_the_command_to_go_on(

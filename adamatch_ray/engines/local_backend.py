@@ -17,6 +17,12 @@ from adamatch_ray.models.decoding import DecodingSession, NeoXSession, Prefilled
 from adamatch_ray.models.folded_neox import FoldedNeoX, why_not_folded
 from adamatch_ray.models.image_positions import embed_tokens, positions_of
 
+NUCLEUS = 4096
+"""Most entries that a nucleus is looked for among: of a larger vocabulary, only so many likeliest ones are sorted."""
+
+READ_EVERY = {"cpu": 1, "cuda": 8}
+"""Steps between two looks at which answers have ended: a GPU that is asked must first finish what it was given."""
+
 
 @dataclass(frozen=True)
 class DecodePlan:
@@ -107,6 +113,7 @@ class LocalBackend:
         watch: Watch | None,
     ) -> list[list[int]]:
         device, steps = self._model.device, max(limits)
+        every = READ_EVERY.get(device.type, 1)
         draws = (
             _uniforms(seeds, steps).to(device)
             if plan.temperature > 0
@@ -127,7 +134,7 @@ class LocalBackend:
                 told, untold = logits.float().log_softmax(-1).chunk(2)
                 logits = untold + plan.guidance * (told - untold)
             if plan.no_repeat:
-                _forbid_repeats(logits, answers[:step, rows].t().tolist(), plan)
+                _forbid_repeats(logits, answers[:step, rows].t(), plan)
             ids = choose(logits, plan.temperature, plan.top_p, draws[step, : len(rows)]) + plan.first_id
             answers[step, rows] = ids
             if watch:
@@ -138,7 +145,7 @@ class LocalBackend:
             if plan.stop_id is not None:
                 going &= (ids != plan.stop_id) & (ends[rows] > step + 1)
             if plan.stop_id is not None or watch:
-                left = int(going.sum())
+                left = int(going.sum()) if watch or step % every == 0 else len(rows)
                 if left == 0:
                     break
                 # Copying the cache costs about one step, so rows leave in halves, not one by one.
@@ -181,27 +188,37 @@ def _renumbered(watch: Watch, group: list[int]) -> Watch:
 def choose(logits_BV: Tensor, temperature: float, top_p: float, draws_B: Tensor) -> Tensor:
     """Indices [B]: the largest logit at temperature 0, else where a draw in [0, 1) falls in the distribution.
 
-    With `top_p` < 1 only the likeliest entries count that together reach it; the likeliest one always does.
+    With `top_p` < 1 only the likeliest entries count that together reach it, at most `NUCLEUS`; the likeliest one
+    always does. Of equal ones the first comes first.
     """
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     probability = (logits_BV.float() / temperature).softmax(dim=-1)
     if top_p >= 1:
         return _invert(probability, draws_B)
+    likeliest = None
+    if probability.shape[-1] > NUCLEUS:
+        likeliest = probability.topk(NUCLEUS, sorted=False).indices.sort().values
+        probability = probability.gather(-1, likeliest)
     ranked, order = probability.sort(dim=-1, descending=True, stable=True)
     kept = ranked.where(ranked.cumsum(dim=-1) - ranked < top_p, 0.0)
-    return order.gather(-1, _invert(kept, draws_B)[:, None]).squeeze(-1)
+    chosen = order.gather(-1, _invert(kept, draws_B)[:, None])
+    return (chosen if likeliest is None else likeliest.gather(-1, chosen)).squeeze(-1)
 
 
-def _forbid_repeats(logits_BV: Tensor, answers: list[list[int]], plan: DecodePlan) -> None:
+def _forbid_repeats(logits_BV: Tensor, answer_BT: Tensor, plan: DecodePlan) -> None:
     """Take away, in place, every token that would end a sequence of `no_repeat` tokens that an answer has already."""
     size = plan.no_repeat
-    for logits_V, answer in zip(logits_BV, answers, strict=True):
-        if len(answer) < size:
-            continue
-        last = answer[len(answer) - size + 1 :]
-        again = [answer[i + size - 1] for i in range(len(answer) - size + 1) if answer[i : i + size - 1] == last]
-        logits_V[[token - plan.first_id for token in again if token != plan.stop_id]] = -torch.inf
+    if answer_BT.shape[1] < size:
+        return
+    before_BWS = answer_BT.unfold(1, size, 1)
+    last_BS = answer_BT[:, answer_BT.shape[1] - size + 1 :]
+    token_BW = before_BWS[..., -1]
+    again_BW = (before_BWS[..., :-1] == last_BS[:, None]).all(-1)
+    if plan.stop_id is not None:
+        again_BW &= token_BW != plan.stop_id
+    taken_BW = torch.zeros_like(token_BW, dtype=logits_BV.dtype).masked_fill(again_BW, -torch.inf)
+    logits_BV += torch.zeros_like(logits_BV).scatter_reduce(1, token_BW - plan.first_id, taken_BW, "amin")
 
 
 def _invert(weight_BV: Tensor, draws_B: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def score(
     reports alike, which finds none.
     """
     heads, there = _embed([placed.values.get(id) for id in split.ids], embedder, canvas)
-    scores = retrieval.score_pairs(heads, embedded.word_IND, embedded.mask_IN).image_to_text
+    scores = retrieval.score_pairs(heads, embedded.word_IND, embedded.mask_IN, embedder.device).image_to_text
     scores[~there] = 0.0
     found = retrieval.recall_rows("image_to_text", scores, embedded.reports)
     return {"studies": len(split.studies), **placed.to_json(), "unreadable": len(placed.values) - int(there.sum()),

@@ -105,7 +105,7 @@ class Evaluator:
 
     def _retrieval(self) -> dict[str, Any]:
         found = self._embedded
-        scores = retrieval.score_pairs(found.heads, found.word_IND, found.mask_IN)
+        scores = retrieval.score_pairs(found.heads, found.word_IND, found.mask_IN, self.device)
         count = min(self.options.candidates, len(found.reports))
         return {
             "split": self.split.name,

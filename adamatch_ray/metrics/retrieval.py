@@ -31,18 +31,21 @@ class PairScores(NamedTuple):
     text_to_image: Scores
 
 
-def score_pairs(heads: Sequence[Tensor], word_JND: Tensor, mask_JN: Tensor, block: int = 128) -> PairScores:
-    """Score I x J pairs by blocks of images; memory is the two results and one block's words.
+def score_pairs(
+    heads: Sequence[Tensor], word_JND: Tensor, mask_JN: Tensor, device: str | torch.device = "cpu", block: int = 128
+) -> PairScores:
+    """Score I x J pairs on a device by blocks of images; it holds all words, and one block's patches and scores.
 
     heads: [I, P, D] each. The block size is fixed, so the result does not depend on how embeddings were batched.
     """
     count, reports = heads[0].shape[0], word_JND.shape[0]
     forward = np.zeros((count, reports), dtype=np.float32)
     backward = np.zeros((reports, count), dtype=np.float32)
+    word_JND, mask_JN = word_JND.to(device), mask_JN.to(device)
     with torch.inference_mode():
         for patch_IPD in heads:
             for start in range(0, count, block):
-                scores = late_interaction(patch_IPD[start : start + block], word_JND, mask_JN)
+                scores = late_interaction(patch_IPD[start : start + block].to(device), word_JND, mask_JN)
                 forward[start : start + block] += scores.image_to_text_IJ.cpu().numpy()
                 backward[:, start : start + block] += scores.text_to_image_JI.cpu().numpy()
     return PairScores(forward, backward)

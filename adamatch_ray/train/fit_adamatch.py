@@ -62,7 +62,7 @@ class AdaMatchFitter(ModelFitter):
     def scores(self) -> dict[str, float]:
         studies, batch_size = self.root.stage("studies"), self.config.evaluate.batch_size
         split = embed_split(self.model, self.tokenizer, studies, "validate", batch_size)
-        recall = recall_full(score_pairs(split.heads, split.word_IND, split.mask_IN), split.reports)
+        recall = recall_full(score_pairs(split.heads, split.word_IND, split.mask_IN, self.worker.device), split.reports)
         return {name: value for name, value in recall.items() if name.endswith(("@1", "@10"))}
 
     def save_model(self, folder: Path) -> None:
