@@ -67,7 +67,7 @@ def prepare(studies: int, measured: int, patches: int, words: int, dim: int) -> 
     mask_JN = torch.arange(words) < length_J[:, None]
 
     def work() -> dict[str, float] | PairScores:
-        scores = score_pairs([patch_IPD], word_JND, mask_JN, BLOCK)
+        scores = score_pairs([patch_IPD], word_JND, mask_JN, block=BLOCK)
         return recall_full(scores, [str(i) for i in range(studies)]) if measured == studies else scores
 
     return work

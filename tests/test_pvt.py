@@ -224,7 +224,8 @@ def test_a_plain_file_starts_adaptive_patches_that_see_what_it_saw(samples: int)
     with torch.no_grad():
         torch.testing.assert_close(adaptive(images()), plain(images()), rtol=1e-6, atol=1e-6)
     adaptive(images()).sum().backward()
-    assert all(stage.patch_embed.offsets.weight.grad.abs().max() > 0 for stage in adaptive.stages[1:])
+    learning = {name for name, weight in adaptive.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert {f"stages.{i}.patch_embed.offsets.weight" for i in (1, 2, 3)} <= learning
 
 
 def test_a_file_that_does_not_fit_is_told_without_a_model(tmp_path: Path) -> None:
