@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     from adamatch_ray.cluster import device_of, start_ray
     from adamatch_ray.data.loading import steps_per_epoch
     from adamatch_ray.model_config import to_json
+    from adamatch_ray.models.llm import INSTRUCTIONS
     from adamatch_ray.pipeline.hints import make_hints
     from adamatch_ray.train.deepspeed_config import deepspeed_config
     from adamatch_ray.train.fit_llm import SCORE, LLMFitter, record_source
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     per_epoch = steps_per_epoch(source.shards, source.batch_size, workers)
     start_ray(run.config.scale, dashboard=True)
     files = make_hints(run)
-    run.stage.write_bytes("instructions.json", to_json(stage.instructions).encode())
+    run.stage.write_bytes(INSTRUCTIONS, to_json(stage.instructions).encode())
     return fit_stage(run, partial(LLMFitter, layout=layout), SCORE, per_epoch=per_epoch, files=files)
 
 

@@ -14,6 +14,7 @@ BROUGHT = {
     "boto3": "moto",
     "click": "ray",
     "fastapi": "ray",
+    "huggingface-hub": "transformers",
     "hypothesis": "schemathesis",
     "markupsafe": "jinja2",
     "openjpeg": "pylibjpeg-openjpeg",

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.data import loading
 from adamatch_ray.model_config import TextEncoderConfig
-from adamatch_ray.models import text_encoder
+from adamatch_ray.models import adamatch, text_encoder
 from adamatch_ray.models.adamatch import AdaMatch, ImageEmbeddings, TextEmbeddings
 from adamatch_ray.models.inputs import model_input
 from adamatch_ray.models.pvt import StageOutput
@@ -59,6 +60,11 @@ class Embedder:
     def __init__(self, model: AdaMatch, tokenizer: PreTrainedTokenizerBase, device: str | torch.device) -> None:
         self.device = torch.device(device)
         self.model, self.tokenizer = model.to(self.device), tokenizer
+
+    @classmethod
+    def from_pretrained(cls, folder_or_name: str | Path, device: str | torch.device = "cpu") -> "Embedder":
+        """The AdaMatch of a model folder or hub name. ValueError where there is none."""
+        return cls(*adamatch.load(folder_or_name), device)
 
     def images(self, canvas_BHW: np.ndarray, crop_B4: Tensor | None = None) -> ImageEmbeddings:
         """Patches of uint8 canvases [B, S, S]; of each only the unit box `crop_B4`, when given."""

@@ -4,9 +4,11 @@ A request's answer depends on its prompt and its seed, not on the requests it ha
 fails keeps its place among the answers, with a status that says why, so no metric loses its row.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adamatch_ray.engines.local_backend import DecodePlan, GenerationBackend, LocalBackend, Watch
 from adamatch_ray.instructions import InstructionBuilder
-from adamatch_ray.model_config import GenerationSettings, InstructionConfig
+from adamatch_ray.model_config import GenerationSettings, InstructionConfig, from_dict
+from adamatch_ray.models.hub import model_folder
+from adamatch_ray.models.llm import INSTRUCTIONS, load_llm
 from adamatch_ray.models.llm_tokens import TokenLayout
 
 OK = "ok"
@@ -125,6 +129,19 @@ class GenerationEngine:
             torch.nn.Module.to(model, device)
             backend = LocalBackend(model, self.settings.batch_size, self.settings.decoder)
         self._backend = backend
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_name: str | Path, device: str = "cpu", settings: GenerationSettings | None = None
+    ) -> "GenerationEngine":
+        """The language model of a model folder or hub name. ValueError where there is none, or no instructions."""
+        folder = model_folder(folder_or_name)
+        texts = [place / INSTRUCTIONS for place in (folder, folder.parent) if (place / INSTRUCTIONS).is_file()]
+        if not texts:
+            raise ValueError(f"{folder} has no {INSTRUCTIONS}, which says how prompts are made: copy it there")
+        llm = load_llm(folder, "float32" if device == "cpu" else "auto")  # bf16 is slower than fp32 on most CPUs
+        instructions = from_dict(InstructionConfig, json.loads(texts[0].read_text()))
+        return cls(llm.model, llm.tokenizer, llm.layout, device, settings, instructions)
 
     def cxr_to_report(self, requests: Sequence[ReportRequest]) -> list[ReportResult]:
         """One result a request, in order. Ids come from the text rows only; the text stops before `### End`.

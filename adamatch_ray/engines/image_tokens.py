@@ -6,6 +6,7 @@ The same object is the actor of an offline pass over a data set and the body of 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class ImageTokenizer:
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 64)
         self.config = model.config
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+
+    @classmethod
+    def from_pretrained(cls, folder_or_name: str | Path, device: str | torch.device = "cpu") -> "ImageTokenizer":
+        """The VQ-GAN of a model folder or hub name. ValueError where there is none."""
+        return cls(load_pretrained(folder_or_name), device)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Gray canvases [B, image_size, image_size] uint8 to tokens [B, T] uint16, row-major."""

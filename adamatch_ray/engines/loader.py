@@ -10,8 +10,8 @@ from adamatch_ray.engines.embedding import Embedder
 from adamatch_ray.engines.generation import GenerationEngine
 from adamatch_ray.engines.image_tokens import ImageTokenizer
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig, PVTConfig, from_dict
-from adamatch_ray.models import adamatch, place_head
-from adamatch_ray.models.llm import load_llm
+from adamatch_ray.models import place_head
+from adamatch_ray.models.llm import INSTRUCTIONS, load_llm
 from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.vqgan import VQGAN
@@ -25,7 +25,7 @@ def load_embedder(root: Root, device: str = "cpu") -> Embedder:
     stage = root.stage("adamatch")
     stage.require()
     with stage.local("model") as folder:
-        return Embedder(*adamatch.load(folder), device)
+        return Embedder.from_pretrained(folder, device)
 
 
 def load_place_head(root: Root, device: str = "cpu") -> PlaceHead | None:
@@ -65,7 +65,7 @@ def load_tokenizer(root: Root, device: str = "cpu") -> ImageTokenizer:
 
 def load_instructions(root: Root) -> InstructionConfig:
     """What the prompts of the language model held when it was tuned."""
-    return from_dict(InstructionConfig, json.loads(root.stage("llm").read_bytes("instructions.json")))
+    return from_dict(InstructionConfig, json.loads(root.stage("llm").read_bytes(INSTRUCTIONS)))
 
 
 def load_generation(root: Root, device: str = "cpu", settings: GenerationSettings | None = None) -> GenerationEngine:

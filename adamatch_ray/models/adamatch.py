@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adamatch_ray.model_config import AdaMatchConfig, PVTConfig, TextEncoderConfig, from_dict, to_json
 from adamatch_ray.models import text_encoder
+from adamatch_ray.models.hub import model_folder, write_card
 from adamatch_ray.models.pvt import POOLED_STAGE, PyramidVisionTransformer, Stage, StageOutput
 from adamatch_ray.models.text_encoder import TextEncoder, Tokens
 from adamatch_ray.models.weights import read_weights
@@ -162,17 +163,34 @@ def build(sizes: AdaMatchSizes, tokenizer: PreTrainedTokenizerBase) -> AdaMatch:
 
 
 def save(model: AdaMatch, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write `config.json`, `model.safetensors` and the text encoder's `text/` (config and tokenizer) to a folder."""
+    """Write configurations, `model.safetensors`, the text encoder's `text/` (config and tokenizer) and a model card."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in _KINDS.items():
         (folder / f"{name}.json").write_text(to_json(getattr(model.sizes, name), kind))
     tokenizer.save_pretrained(str(folder / "text"))
     model.text.bert.config.save_pretrained(str(folder / "text"))
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    write_card(
+        folder, "AdaMatch: regions of chest X-rays and words of reports", _facts(model), task="feature-extraction"
+    )
 
 
-def load(folder: Path) -> tuple[AdaMatch, PreTrainedTokenizerBase]:
-    """The model and tokenizer that `save` wrote, in evaluation mode. Raises ValueError when the folder is not one."""
+def _facts(model: AdaMatch) -> str:
+    image, config = model.sizes.image, model.sizes.adamatch
+    return f"""
+- Patches of a gray X-ray of {image.image_size} x {image.image_size} pixels and words of an English report become unit
+  vectors of {config.dim} numbers; their cosines say what matches.
+- {sum(p.numel() for p in model.parameters()):,} parameters; image heads: {", ".join(model.head_names)}; patches
+  {"move and resize (AdaPatch)" if config.adapatch else "are those of a fixed grid"}.
+- To use it: `adamatch_ray.engines.embedding.Embedder.from_pretrained(this folder)`.
+
+A high similarity is no finding, a low one no all-clear.
+"""
+
+
+def load(folder: str | Path) -> tuple[AdaMatch, PreTrainedTokenizerBase]:
+    """Model and tokenizer that `save` wrote, in a folder or under a hub name; in evaluation mode. ValueError if not."""
+    folder = model_folder(folder)
     missing = [f"{name}.json" for name in _KINDS if not (folder / f"{name}.json").is_file()]
     if missing:
         raise ValueError(f"{folder} is not an AdaMatch model folder: no {', '.join(missing)}")

@@ -22,11 +22,15 @@ from transformers import (
 
 from adamatch_ray.filesystems import at_hand
 from adamatch_ray.model_config import LLMConfig
+from adamatch_ray.models.hub import write_card
 from adamatch_ray.models.image_positions import ImagePositions, positions_of
 from adamatch_ray.models.llm_tokens import KEYS, TokenLayout, make_layout
 
 POSITIONS = "image_positions.safetensors"
 """File beside the model that holds where image tokens lie; transformers does not read it."""
+
+INSTRUCTIONS = "instructions.json"
+"""File beside the model that says what its prompts held when it was tuned."""
 
 MOST_PADDED_ROWS = 1024
 """Rows beyond the tokenizer that can pass for padding; with more, model and tokenizer were not made for each other."""
@@ -104,7 +108,8 @@ def save_llm(
         weights = {name: value for name, value in whole.items() if name not in placed}
     model.save_pretrained(str(folder), state_dict=weights)
     tokenizer.save_pretrained(str(folder))
-    (Path(folder) / "README.md").write_text(_model_card(model, layout), encoding="utf-8")
+    title = "Chest X-ray and report language model (AdaMatch-Cyclic)"
+    write_card(Path(folder), title, _facts(model, layout), "transformers", "text-generation")
 
 
 def load_llm(folder: str | Path, dtype: str = "auto", attention: str = "sdpa") -> LoadedLLM:
@@ -199,18 +204,9 @@ def _positions_note(model: PreTrainedModel) -> str:
     return f"- Where an image token lies is added to its embedding from `{POSITIONS}`; without it images melt.\n"
 
 
-def _model_card(model: PreTrainedModel, layout: TokenLayout) -> str:
+def _facts(model: PreTrainedModel, layout: TokenLayout) -> str:
     rows, columns = layout.image_grid
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [chest-x-ray, report-generation, research-only]
----
-# Chest X-ray and report language model (AdaMatch-Cyclic)
-
-**Research use only.** Not a medical device; not for diagnosis, triage or any other clinical decision. Whoever shares
-these weights must respect the licence of the base model and the data-use agreement of the reports it was tuned on.
-
+    return f"""
 - Architecture: `{type(model).__name__}`, {sum(p.numel() for p in model.parameters()):,} parameters.
 - Vocabulary: ids 0-{layout.text_size - 1} are the tokenizer's; id {layout.image_start} + c is code c of a VQ-GAN with
   {layout.image_codes} codes (fingerprint `{layout.quantizer or "unknown"}`). Image ids have no spelling.
@@ -218,6 +214,8 @@ these weights must respect the licence of the base model and the data-use agreem
 {_positions_note(model)}- X-ray to report: give the image ids and keywords; sample (top-p 0.92) text until `### End`.
 - Report to X-ray: restrict the logits to ids {layout.image_start}-{layout.vocab_size - 1} for exactly
   {layout.image_tokens} steps, subtract {layout.image_start}, decode with that VQ-GAN.
+- All of this: `adamatch_ray.engines.generation.GenerationEngine.from_pretrained(this folder)`, which also needs the
+  `instructions.json` that prompts were made with.
 
 Generated reports and images can be wrong in ways that look right.
 """

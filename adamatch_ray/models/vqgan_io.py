@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adamatch_ray.model_config import VQGANConfig, from_dict, to_json
+from adamatch_ray.models.hub import model_folder, write_card
 from adamatch_ray.models.vqgan import VQGAN
 from adamatch_ray.models.weights import read_weights
 
@@ -27,16 +28,17 @@ def load_checkpoint(path: str | Path, config: VQGANConfig) -> VQGAN:
 
 
 def save_pretrained(model: VQGAN, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`, made if absent."""
+    """Write `config.json`, `model.safetensors` and a model card into `folder`, made if absent."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(to_json(model.config))
+    write_card(folder, "VQ-GAN for chest X-rays (AdaMatch-Cyclic)", _facts(model), task="image-to-image")
 
 
 def load_pretrained(folder: str | Path) -> VQGAN:
-    """Read a folder that `save_pretrained` wrote; the model is in evaluation mode on the CPU."""
-    folder = Path(folder)
+    """Read what `save_pretrained` wrote, in a folder or under a hub name; in evaluation mode, on the CPU."""
+    folder = model_folder(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: give the folder of a trained VQ-GAN")
@@ -52,6 +54,18 @@ def fingerprint(model: VQGAN) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _facts(model: VQGAN) -> str:
+    c = model.config
+    return f"""
+- A gray X-ray of {c.image_size} x {c.image_size} pixels becomes {c.grid} x {c.grid} codes out of {c.codes}, in raster
+  order, and back; {sum(p.numel() for p in model.parameters()):,} parameters, fingerprint `{fingerprint(model)}`.
+- Language models are tuned on the codes of one VQ-GAN: use the one whose fingerprint their card names.
+- To use it: `adamatch_ray.engines.image_tokens.ImageTokenizer.from_pretrained(this folder)`.
+
+A picture it decodes is a reconstruction: small findings may be lost, or made up.
+"""
 
 
 def _filled(config: VQGANConfig, state: dict[str, Tensor], path: Path) -> VQGAN:

@@ -16,8 +16,9 @@ from transformers.utils.logging import disable_progress_bar
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
 from adamatch_ray.instructions import Example, pack
+from adamatch_ray.model_config import to_json
 from adamatch_ray.models.image_positions import positions_of
-from adamatch_ray.models.llm import build_llm, save_llm
+from adamatch_ray.models.llm import INSTRUCTIONS, build_llm, save_llm
 from adamatch_ray.models.llm_lora import add_adapters, merge_adapters
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, ResponseLossModel
 from adamatch_ray.models.llm_tokens import TokenLayout
@@ -231,6 +232,7 @@ class Tuner:
         if self.worker.is_first:
             write_progress(folder, progress, self.worker.world, self.stage)
             save_llm(self.model, self.tokenizer, folder / "model", weights)
+            (folder / "model" / INSTRUCTIONS).write_text(to_json(self.stage.instructions))
 
     def restore(self, folder: Path) -> None:
         """Continue from a whole checkpoint. Raises ValueError when other workers or another ZeRO stage wrote it."""
