@@ -31,7 +31,7 @@ from adamatch_ray.model_config import (
 )
 from adamatch_ray.training_config import DeepSpeedConfig, ImageTrain, LLMTrain, LoRAConfig, PlaceTrain, VQGANTrain
 
-PRESETS = ("phantom", "openi", "mimic_cxr", "released")
+PRESETS = ("phantom", "phantom_long", "openi", "mimic_cxr", "released")
 Table = Literal["retrieval", "reports", "images", "localization", "cycle", "reading", "memorisation"]
 TABLES: tuple[Table, ...] = ("retrieval", "reports", "images", "localization", "cycle")
 

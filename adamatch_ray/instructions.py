@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
+from adamatch_ray.data.facts import spell_facts
 from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm_loss import IGNORE, PackedBatch
 from adamatch_ray.models.llm_tokens import INSTRUCTION_KEY, RESPONSE_KEY, TokenLayout
@@ -156,9 +157,11 @@ class InstructionBuilder:
         text = self._text(report.strip())
         limit = self.config.max_report_tokens
         reference = self.layout.encode_image(keypatch_codes)[: self.config.keypatch_tokens]
+        stated = f"{_KEYWORD}{', '.join(spell_facts(report))}" if self.config.image_facts else ""
         return [
             *self._heads[REPORT_TO_CXR, paraphrase],
             *(text[:limit] if limit else text),
+            *self._text(stated),
             *self._text(_REFERENCE),
             *reference,
             *self._response,

@@ -152,6 +152,7 @@ NEUTRAL: dict[str, Any] = {
     "llm.instructions.hints_first": 0,
     "llm.instructions.image_from": 0,
     "llm.instructions.prompt_dropout": 0.0,
+    "llm.instructions.image_facts": False,
     "generate.image_guidance": 1.0,
     "generate.no_repeat": 0,
     "generate.drop_repeats": False,

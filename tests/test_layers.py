@@ -18,9 +18,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config", "training_config", "model_config", "cli", "schema", "geometry", "__init__"})
     | {"files", "filesystems", "specs", "storage", "lease"},
     frozenset({"cluster", "shards"}),
-    frozenset({"models", "ops", "losses", "codebooks", "instructions", "metrics"}),
+    frozenset({"models", "ops", "losses", "codebooks", "metrics"}),
     frozenset({"counting", "plan", "stage_plans", "stage"}),
     frozenset({"data"}),
+    frozenset({"instructions"}),
     frozenset({"engines"}),
     frozenset({"pipeline"}),
     frozenset({"train"}),

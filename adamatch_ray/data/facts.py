@@ -109,6 +109,17 @@ def read_facts(report: str) -> Facts:
     return Facts(frozenset(_merged(present)), frozenset(denied))
 
 
+def spell_facts(report: str) -> list[str]:
+    """What a report states, each side by itself, in alphabetical order: "effusion right lower large"."""
+    facts = read_facts(report).present
+    spelled = [
+        " ".join(word for word in (fact.finding, side, fact.zone, fact.size) if word)
+        for fact in facts
+        for side in ({"both": ("left", "right")}.get(fact.side, (fact.side,)))
+    ]
+    return sorted(spelled)
+
+
 def affirmed(report: str) -> str:
     """The clauses of a report that deny nothing, a line each."""
     clauses = (clause for sentence in sentences(report) for clause in _CLAUSE.split(sentence))

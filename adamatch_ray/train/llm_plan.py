@@ -1,7 +1,7 @@
 """What is settled before the language model is tuned: its tokenizer, its layout, and that all inputs fit."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,12 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from adamatch_ray.codebooks import TextualCodebook, keyword_groups
 from adamatch_ray.config import LLMStage
 from adamatch_ray.data import loading
+from adamatch_ray.data.facts import FINDINGS
 from adamatch_ray.engines.image_tokens import fingerprint
 from adamatch_ray.engines.loader import load_vqgan
 from adamatch_ray.filesystems import at_hand
 from adamatch_ray.geometry import SIDES
 from adamatch_ray.instructions import InstructionBuilder, prompt_phrases
-from adamatch_ray.model_config import InstructionConfig
 from adamatch_ray.models.llm import check_fit
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, prepare_tokenizer, train_bpe_tokenizer
 from adamatch_ray.shards import read_footer
@@ -51,19 +51,22 @@ def _tokenizer(root: Root, stage: LLMStage, folder: str) -> PreTrainedTokenizerB
     if stage.name_or_path:
         return prepare_tokenizer(stage.name_or_path)
     keywords = TextualCodebook.load(root.stage("codebooks"))
-    phrases = prompt_phrases() + (_sided(keywords, stage.instructions) if stage.instructions.keyword_places else [])
+    prompt, phrases = stage.instructions, prompt_phrases()
+    if prompt.keyword_places:
+        groups = keyword_groups(prompt)
+        phrases += _sided(entity.text for entity in keywords.entities if entity.group in groups)
+    if prompt.image_facts:
+        phrases += [phrase for phrase in _sided(FINDINGS) if phrase not in phrases]
     return train_bpe_tokenizer(_texts(root, keywords), stage.vocab_size, folder, phrases)
 
 
-def _sided(keywords: TextualCodebook, config: InstructionConfig) -> list[str]:
-    """Keywords with their sides, as a prompt lists them, each to be one token.
+def _sided(findings: Iterable[str]) -> list[str]:
+    """Findings with their sides, as a prompt lists them, each to be one token.
 
     A report mostly names the side before the finding. Where both are one token, a small model need not first find the
     finding in its prompt and then the word behind it.
     """
-    groups = keyword_groups(config)
-    words = [entity.text for entity in keywords.entities if entity.group in groups]
-    return [f"{space}{word} {side}" for word in words for side in SIDES for space in ("", " ")]
+    return [f"{space}{word} {side}" for word in findings for side in SIDES for space in ("", " ")]
 
 
 def _texts(root: Root, keywords: TextualCodebook) -> Iterator[str]:
