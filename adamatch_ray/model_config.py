@@ -234,6 +234,7 @@ class InstructionConfig:
     )
     prompt_dropout: float = option(0.0, "share of drawn training images without any prompt (needed for guidance)")
     keypatches: int = option(5, "most keypatches in a prompt, best first (0: none, Table 3's ablation)")
+    keypatch_sides: bool = option(False, "a word that the report puts on one side gets keypatches of that side alone")
     keypatch_tokens: int = option(64, "most reference image tokens in a prompt, best first")
     max_report_tokens: int = option(
         0,

@@ -153,6 +153,7 @@ NEUTRAL: dict[str, Any] = {
     "llm.instructions.image_from": 0,
     "llm.instructions.prompt_dropout": 0.0,
     "llm.instructions.image_facts": False,
+    "llm.instructions.keypatch_sides": False,
     "generate.image_guidance": 1.0,
     "generate.no_repeat": 0,
     "generate.drop_repeats": False,

@@ -99,7 +99,7 @@ class Matcher(_Replica):
         ]
 
     def _keypatches(self, reports: Sequence[str]) -> list[tuple[list[Keypatch], list[int]]]:
-        found = self._engine.keypatches(reports, self._instructions.keypatches)
+        found = self._engine.keypatches(reports, self._instructions.keypatches, self._instructions.keypatch_sides)
         return [
             ([self._described(k) for k in ks], [int(code) for code in self._tokens.codes([k.entry for k in ks])])
             for ks in found

@@ -109,6 +109,15 @@ def read_facts(report: str) -> Facts:
     return Facts(frozenset(_merged(present)), frozenset(denied))
 
 
+def side_at(report: str, place: int) -> str:
+    """The side of what is named at a character of a report: "left", "right", "both", or "" where its clause has none."""
+    start = max((m.end() for m in _SENTENCE.finditer(report, 0, place)), default=0)
+    sentence = _SENTENCE.split(report[start:].lower(), maxsplit=1)[0]
+    begin = max((m.end() for m in _CLAUSE.finditer(sentence) if m.end() <= place - start), default=0)
+    clause = _CLAUSE.split(sentence[begin:], maxsplit=1)[0]
+    return _nearest(_SIDE, clause[: place - start - begin], clause[place - start - begin :])
+
+
 def spell_facts(report: str) -> list[str]:
     """What a report states, each side by itself, in alphabetical order: "effusion right lower large"."""
     facts = read_facts(report).present

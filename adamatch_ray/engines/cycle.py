@@ -128,8 +128,8 @@ class CycleEngine:
         """An X-ray for each report."""
         if not reports:
             return []
-        count = self.instructions.keypatches
-        keypatches = _by_group(reports, lambda group: self.matching.keypatches(group, count))
+        count, sided = self.instructions.keypatches, self.instructions.keypatch_sides
+        keypatches = _by_group(reports, lambda group: self.matching.keypatches(group, count, sided))
         rows = zip(reports, keypatches, seeds, strict=True)
         requests = [image_request(report, found, self.keypatch_tokens, seed) for report, found, seed in rows]
         results = self.generation.report_to_cxr(requests)

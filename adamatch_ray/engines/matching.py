@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamatch_ray.codebooks import GROUPS, TextualCodebook, VisualCodebook
+from adamatch_ray.data.facts import side_at
 from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
 from adamatch_ray.engines.loader import load_embedder, load_place_head
 from adamatch_ray.engines.placing import Phrase, Placer, Sight
 from adamatch_ray.engines.regions import Box, Region
-from adamatch_ray.geometry import CanvasImage, box_iou, place_of
+from adamatch_ray.geometry import MIDLINE, CanvasImage, box_iou, place_of
 from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.storage import Root
 
@@ -181,23 +182,28 @@ class MatchingEngine:
         return self.textual
 
     @torch.inference_mode()
-    def keypatches(self, reports: Sequence[str], count: int = 5) -> list[list[Keypatch]]:
+    def keypatches(self, reports: Sequence[str], count: int = 5, sided: bool = False) -> list[list[Keypatch]]:
         """For each word of a report the best entry of the visual codebook; the `count` most similar, best first.
 
         Words that denote no entity have none, as in the codebook. A word, an entry, and nearly the same box of the same
-        image are given once, where they match best.
+        image are given once, where they match best. `sided`: a word that the report puts on one side is matched with
+        entries of that side alone.
         """
         if self.visual is None or self._entry_KD is None:
             raise ValueError("keypatches need the visual codebook; run: python jobs/build_codebooks.py")
         if not len(self.visual):
             return [[] for _ in reports]
         answers: list[list[Keypatch]] = []
-        for words, word_ND in self._words(reports):
+        for report, (words, word_ND) in zip(reports, self._words(reports), strict=True):
             telling = [n for n, word in enumerate(words) if self._tells(word.text)]
             if not telling:
                 answers.append([])
                 continue
-            score_N, entry_N = (word_ND[telling] @ self._entry_KD.T).max(1)
+            score_NK = word_ND[telling] @ self._entry_KD.T
+            if sided:
+                sides = [side_at(report, words[n].place.start) for n in telling]
+                score_NK = score_NK.masked_fill(~self._on_side(sides).to(score_NK.device), -1.0)
+            score_N, entry_N = score_NK.max(1)
             order = score_N.argsort(descending=True, stable=True).tolist()
             table = self.visual.table.select(["study_id", "x0", "y0", "x1", "y1"]).take(entry_N[order].tolist())
             kept: list[Keypatch] = []
@@ -208,6 +214,14 @@ class MatchingEngine:
                     kept.append(patch)
             answers.append(kept[:count])
         return answers
+
+    def _on_side(self, sides: Sequence[str]) -> Tensor:
+        """Which entries [N, K] of the visual codebook may stand for words on these sides."""
+        assert self.visual is not None
+        x0_K, x1_K, width_K = (self.visual.table[name].to_numpy() for name in ("x0", "x1", "width"))
+        across_K = torch.from_numpy((x0_K + x1_K) / (2 * width_K) - 0.5)
+        of_side = {"right": across_K <= -MIDLINE, "left": across_K >= MIDLINE}
+        return torch.stack([of_side.get(side, torch.ones_like(across_K, dtype=torch.bool)) for side in sides])
 
     @torch.inference_mode()
     def match(self, images: Sequence[CanvasImage], reports: Sequence[str]) -> list[Match]:

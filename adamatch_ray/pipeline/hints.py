@@ -42,6 +42,7 @@ class HintCache:
         *,
         keywords: int = KEYWORDS,
         keypatches: int = KEYPATCHES,
+        keypatch_sides: bool = False,
         groups: Sequence[str] = GROUPS,
         least: float = 0.0,
     ) -> None:
@@ -50,8 +51,8 @@ class HintCache:
         self.studies, self.target = stages.stage("studies"), stages.stage("llm")
         parents = [stages.stage(name).require().fingerprint for name in ("studies", "adamatch", "codebooks")]
         self.keywords, self.keypatches = max(keywords, KEYWORDS), max(keypatches, KEYPATCHES)
-        self.groups, self.least = tuple(groups), least
-        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups, least]
+        self.groups, self.least, self.keypatch_sides = tuple(groups), least, keypatch_sides
+        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups, least, *["sided"] * keypatch_sides]
         self.engine = MatchingEngine.load(stages, device)
         self.batch_size = batch_size
 
@@ -67,7 +68,8 @@ class HintCache:
         rows = studies.to_pylist()
         images = [CanvasImage(decode_png(row["image"]), row["height"], row["width"]) for row in rows]
         keywords = self.engine.keywords(images, self.keywords, self.groups, self.least)
-        likenesses = self.engine.keypatches([row["report"] for row in rows], self.keypatches * SPARE)
+        reports = [row["report"] for row in rows]
+        likenesses = self.engine.keypatches(reports, self.keypatches * SPARE, self.keypatch_sides)
         entries = [
             [keypatch.entry for keypatch in own if keypatch.study_id != row["study_id"]][: self.keypatches]
             for row, own in zip(rows, likenesses, strict=True)
@@ -91,6 +93,7 @@ def make_hints(run: StageRun) -> dict[str, int]:
         config.evaluate.batch_size,
         keywords=prompt.keywords,
         keypatches=prompt.keypatches,
+        keypatch_sides=prompt.keypatch_sides,
         groups=keyword_groups(prompt),
         least=prompt.least_probability,
     )
