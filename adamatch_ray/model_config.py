@@ -230,7 +230,8 @@ class InstructionConfig:
     hints_first: int = option(0, "first epochs in which reports are learnt from keywords alone, and nothing else")
     image_from: int = option(0, "epoch from which a training prompt of a report holds the image beside its keywords")
     image_facts: bool = option(
-        False, "list the findings that a report states, each with its side, beside the report that an image is drawn from"
+        False,
+        "list the findings that a report states, each with its side, beside the report that an image is drawn from",
     )
     prompt_dropout: float = option(0.0, "share of drawn training images without any prompt (needed for guidance)")
     keypatches: int = option(5, "most keypatches in a prompt, best first (0: none, Table 3's ablation)")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adamatch_ray.data import phantom
-from adamatch_ray.data.facts import Fact, compare, read_facts, score_facts
+from adamatch_ray.data.facts import Fact, compare, read_facts, score_facts, side_at, spell_facts
 from adamatch_ray.data.phantom_report import Finding, Habitus, Report
 from adamatch_ray.data.reports import compose_report
 
@@ -51,6 +51,25 @@ def test_facts_of_phantoms_are_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -
 def test_facts_of_sentences(report: str, present: set[Fact], denied: set[str]) -> None:
     facts = read_facts(report)
     assert facts.present == present and facts.denied == denied
+
+
+def test_facts_are_spelled_one_side_at_a_time() -> None:
+    report = "Large bilateral pleural effusions. Left upper lung nodule. No pneumothorax. The heart is enlarged."
+    assert spell_facts(report) == [
+        "cardiomegaly",
+        "effusion left large",
+        "effusion right large",
+        "nodule left upper",
+    ]
+    assert spell_facts("No acute chest findings.") == []
+
+
+@pytest.mark.parametrize(
+    ("word", "side"), [("heart", ""), ("effusion", "left"), ("pneumothorax", "right"), ("edema", "both")]
+)
+def test_the_side_of_a_word_is_that_of_its_clause(word: str, side: str) -> None:
+    report = "The heart is normal. Small left effusion, and a large right pneumothorax. Bilateral edema."
+    assert side_at(report, report.lower().index(word)) == side
 
 
 def test_marks_say_what_is_right_and_what_is_wrong_with_a_side() -> None:

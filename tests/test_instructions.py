@@ -70,6 +70,15 @@ def test_image_prompt_layout(
     )
 
 
+def test_an_image_prompt_can_list_what_its_report_states(
+    tokenizer: PreTrainedTokenizerBase, layout: TokenLayout
+) -> None:
+    told = InstructionBuilder(tokenizer, layout, InstructionConfig(image_facts=True))
+    text = read(tokenizer, layout, told.image_prompt(REPORT, [7, 3]))
+    assert f"{REPORT}\n\nKeyword:\ncardiomegaly, effusion left small\n\nReference:\n<7><3>\n" in text
+    assert "Input:\n\n\nKeyword:\n\n\nReference:\n\n" in read(tokenizer, layout, told.image_prompt("", []))
+
+
 def test_limits_keep_the_best_keywords_and_reference_tokens(
     tokenizer: PreTrainedTokenizerBase, layout: TokenLayout
 ) -> None:

@@ -16,7 +16,7 @@ from adamatch_ray.engines.embedding import Embedder, whole_words
 from adamatch_ray.engines.loader import load_embedder
 from adamatch_ray.engines.localizing import canvas_image
 from adamatch_ray.engines.matching import Keypatch, Keyword, MatchingEngine
-from adamatch_ray.geometry import CanvasImage, box_iou
+from adamatch_ray.geometry import CanvasImage, box_iou, place_of
 from adamatch_ray.models import adamatch
 from adamatch_ray.models.adamatch import AdaMatchSizes
 from adamatch_ray.storage import Root
@@ -200,6 +200,16 @@ def test_words_that_denote_no_entity_have_no_keypatch(engine: MatchingEngine) ->
     )
     assert {patch.word for patch in found[0]} <= {"Heart", "effusion"} and found[0]
     assert found[1] == []
+
+
+def test_a_word_can_ask_for_keypatches_of_its_side(engine: MatchingEngine) -> None:
+    for side in ("left", "right"):
+        found = engine.keypatches([f"Small {side} pleural effusion."], 5, sided=True)[0]
+        assert found and engine.visual is not None
+        rows = engine.visual.table.take([patch.entry for patch in found]).to_pylist()
+        assert {
+            place_of(patch.box, r["height"], r["width"]).split()[0] for patch, r in zip(found, rows, strict=True)
+        } == {side}
 
 
 def test_the_same_place_is_given_once(engine: MatchingEngine, studies: list[dict[str, Any]]) -> None:

@@ -155,6 +155,14 @@ def test_fixed_wordings_take_one_token_each(planned: tuple[Path, TokenLayout]) -
     assert len(builder.report_prompt(np.zeros(layout.image_tokens), [])) == layout.image_tokens + 6
 
 
+def test_a_finding_and_its_side_are_one_token_where_prompts_list_them(root: Path) -> None:
+    prompt = InstructionConfig(keyword_places=True, image_facts=True)
+    plan_llm(Root(str(root)), replace(STAGE, vocab_size=800, instructions=prompt))
+    tokenizer = AutoTokenizer.from_pretrained(str(root / "llm" / "tokenizer"))
+    for said in ("effusion left", " effusion left", " chest tube right"):
+        assert len(tokenizer.encode(said)) == 1, said
+
+
 def test_what_does_not_belong_together_is_refused(root: Path) -> None:
     stages = Root(str(root))
     with pytest.raises(ValueError, match=r"64 tokens takes 70, the context of --llm.context is 60"):

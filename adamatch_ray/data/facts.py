@@ -110,7 +110,7 @@ def read_facts(report: str) -> Facts:
 
 
 def side_at(report: str, place: int) -> str:
-    """The side of what is named at a character of a report: "left", "right", "both", or "" where its clause has none."""
+    """The side of what is named at a character of a report: "left", "right", "both", or "" where none is told there."""
     start = max((m.end() for m in _SENTENCE.finditer(report, 0, place)), default=0)
     sentence = _SENTENCE.split(report[start:].lower(), maxsplit=1)[0]
     begin = max((m.end() for m in _CLAUSE.finditer(sentence) if m.end() <= place - start), default=0)
