@@ -35,6 +35,12 @@ class CanvasImage(NamedTuple):
         """Where its boxes lie on the original."""
         return Geometry(self.height, self.width, self.pixels.shape[-1])
 
+    @property
+    def inner(self) -> NDArray[np.uint8]:
+        """The canvas without the padding beside the image."""
+        place = self.geometry
+        return self.pixels[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width]
+
     def shows(self, boxes_P4: Boxes) -> NDArray[np.bool_]:
         """Whether the middle of each unit box of the canvas lies on the image, not on the padding beside it."""
         place = self.geometry

@@ -229,9 +229,7 @@ async def _explained(
 
 def _preview(image: CanvasImage) -> str:
     """The canvas without its padding: a DICOM, too, is something a browser can then show."""
-    inner = image.geometry
-    rows, columns = slice(inner.top, inner.top + inner.inner_height), slice(inner.left, inner.left + inner.inner_width)
-    return base64.b64encode(encode_png(np.ascontiguousarray(image.pixels[rows, columns]))).decode()
+    return base64.b64encode(encode_png(np.ascontiguousarray(image.inner))).decode()
 
 
 async def _as_stream(events: AsyncIterator[tuple[str, object]], request_id: str) -> AsyncIterator[str]:

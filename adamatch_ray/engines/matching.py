@@ -286,8 +286,7 @@ class MatchingEngine:
 
 
 def _is_blank(image: CanvasImage) -> bool:
-    place = image.geometry
-    inner = image.pixels[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width]
+    inner = image.inner
     return bool(inner.min() == inner.max())
 
 

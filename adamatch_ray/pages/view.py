@@ -117,9 +117,7 @@ def drawn_box(box: Box, least: float) -> Box:
 
 def picture(image: CanvasImage) -> Image.Image:
     """The image without the padding of its canvas; to be shown at the proportions of the original."""
-    place = image.geometry
-    inner = image.pixels[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width]
-    return Image.fromarray(np.ascontiguousarray(inner))
+    return Image.fromarray(np.ascontiguousarray(image.inner))
 
 
 def _segments(report: str, match: Match, image: CanvasImage) -> list[Segment]:
