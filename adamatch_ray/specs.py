@@ -143,6 +143,7 @@ NEUTRAL: dict[str, Any] = {
     "llm.train.released_lamb": False,
     "llm.train.crop": 0.8,
     "llm.train.report_weight": 1.0,
+    "llm.train.image_noise": 0.0,
     "llm.image_positions": False,
     "llm.instructions.keyword_groups": "all",
     "llm.instructions.keyword_places": False,

@@ -76,6 +76,9 @@ class LLMTrain(TrainConfig):
     clip: float = option(1.0, "largest gradient norm")
     max_minutes: float = option(0.0, "stop after so many minutes, at the end of a step (0: no limit)")
     report_weight: float = option(1.0, "how often a token of a report counts in the loss, for one of an image")
+    image_noise: float = option(
+        0.0, "share of a drawn training image's tokens that are misread, so that the next must be told by the report"
+    )
     muon_lr: float = option(0.0, "peak learning rate of the layers' matrices under Muon (0: AdamW for all weights)")
 
 

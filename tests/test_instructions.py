@@ -20,7 +20,7 @@ from adamatch_ray.instructions import (
     pack,
 )
 from adamatch_ray.models.llm import LLMConfig, build_llm, layout_of
-from adamatch_ray.models.llm_loss import IGNORE, packed_attention_mask, response_loss
+from adamatch_ray.models.llm_loss import IGNORE, misread, packed_attention_mask, response_loss
 from adamatch_ray.models.llm_tokens import TokenLayout, make_layout, train_bpe_tokenizer
 
 REPORT = "Small left pleural effusion. The heart is mildly enlarged."
@@ -175,6 +175,20 @@ def test_pack_keeps_every_token_once_and_fills_rows(builder: InstructionBuilder)
 def test_attention_mask_is_block_diagonal_and_causal() -> None:
     mask = packed_attention_mask(torch.tensor([[1, 1, 2, 2, 0]]))[0, 0].int().tolist()
     assert mask == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+
+
+def test_misread_changes_answered_images_alone(layout: TokenLayout, builder: InstructionBuilder) -> None:
+    drawn = builder.image_example("a", 0, REPORT, [7, 3], CODES)
+    told = builder.report_example("b", 0, CODES, KEYWORDS, REPORT)
+    assert isinstance(drawn, Example) and isinstance(told, Example)
+    batch = pack([drawn, told], layout.context)
+    torch.manual_seed(0)
+    noisy = misread(batch, 0.5, layout.image_start, layout.image_codes)
+    changed = noisy.input_ids != batch.input_ids
+    assert 3 <= int(changed.sum()) <= 12, "about half of 16 tokens, less those drawn as they were"
+    assert (batch.labels[changed] >= layout.image_start).all(), "neither text nor a prompt's image"
+    assert ((noisy.input_ids >= layout.image_start) == (batch.input_ids >= layout.image_start)).all()
+    assert torch.equal(noisy.labels, batch.labels)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

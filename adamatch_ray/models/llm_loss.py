@@ -34,6 +34,17 @@ class PackedBatch(NamedTuple):
         return PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+def misread(batch: PackedBatch, share: float, image_start: int, image_codes: int) -> PackedBatch:
+    """The batch with a share of the tokens of its answers' images replaced by others in the input, not in the labels.
+
+    A neighbour tells the next token of an image so well that what the report says is hardly learnt; and a model that
+    has only seen true images does not recover from a slip of its own. Draws from torch's own stream.
+    """
+    drawn = (batch.labels >= image_start) & (torch.rand(batch.labels.shape) < share)
+    others = torch.randint(image_start, image_start + image_codes, batch.labels.shape)
+    return batch._replace(input_ids=torch.where(drawn, others, batch.input_ids))
+
+
 class ResponseLoss(NamedTuple):
     """`mean` over response tokens is what one worker minimises; `total` and `tokens` let workers average exactly."""
 

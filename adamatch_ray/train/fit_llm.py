@@ -20,7 +20,7 @@ from adamatch_ray.model_config import to_json
 from adamatch_ray.models.image_positions import positions_of
 from adamatch_ray.models.llm import INSTRUCTIONS, build_llm, save_llm
 from adamatch_ray.models.llm_lora import add_adapters, merge_adapters
-from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, ResponseLossModel
+from adamatch_ray.models.llm_loss import IGNORE, PackedBatch, ResponseLossModel, misread
 from adamatch_ray.models.llm_tokens import TokenLayout
 from adamatch_ray.storage import Root
 from adamatch_ray.train import llm_records, optim
@@ -204,7 +204,7 @@ class Tuner:
         self.engine.train()
         sums = []
         for part in parts:
-            total = self._total(part)
+            total = self._total(part, self.stage.train.image_noise)
             # DeepSpeed divides by workers and parts, which is the mean of means; ours is the mean over tokens.
             self.engine.backward(total * (self.worker.world * len(parts) / tokens))
             self.engine.step()
@@ -240,9 +240,14 @@ class Tuner:
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         assert path is not None, f"{folder} has no {TAG}/"
 
-    def _total(self, records: Sequence[Example]) -> Tensor:
-        """Summed loss of records. Without any, a forward pass that weighs nothing keeps the workers in step."""
+    def _total(self, records: Sequence[Example], noise: float = 0.0) -> Tensor:
+        """Summed loss of records, the `noise` share of their images' tokens misread.
+
+        Without a record, a forward pass that weighs nothing keeps the workers in step.
+        """
         packed = self._pack(records) if records else _filler(self.layout)
+        if noise:
+            packed = misread(packed, noise, self.layout.image_start, self.layout.image_codes)
         total: Tensor = self.engine(*packed.to(self.worker.device))
         return total if records else total * 0.0
 
