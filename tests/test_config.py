@@ -32,7 +32,8 @@ def parse(*arguments: str) -> Any:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_loads_and_survives_its_own_yaml(name: str, tmp_path: Path) -> None:
     config = load_config(name)
-    assert config.data.source == {"phantom": "phantom", "openi": "openi"}.get(name, "mimic_cxr")
+    sources = {"phantom": "phantom", "phantom_long": "phantom", "openi": "openi"}
+    assert config.data.source == sources.get(name, "mimic_cxr")
     file = tmp_path / "resolved.yaml"
     file.write_text(to_yaml(config))
     assert load_config(str(file)) == config
@@ -150,7 +151,7 @@ def test_an_override_into_a_broken_section_is_a_users_mistake_too(content: str, 
 
 
 def test_unknown_presets_and_missing_files_are_named() -> None:
-    with pytest.raises(ValueError, match=r"phantm: neither a preset \(phantom, openi, mimic_cxr, released\) nor"):
+    with pytest.raises(ValueError, match=r"phantm: neither a preset \(phantom, phantom_long, openi, mimic_cxr, released\) nor"):
         load_config("phantm")
     with pytest.raises(ValueError, match=r"none\.yaml: no such file"):
         load_config("none.yaml")
