@@ -17,11 +17,12 @@ FINDING_GROUPS = ("Disease_disorder", "Sign_symptom")
 class Mention(NamedTuple):
     """One mention of a finding: the lexicon's term for it, as the report has it, and the numbers of its words.
 
-    `denied`: the report says that the finding is absent.
+    start: where it begins in the report. denied: the report says that the finding is absent.
     """
 
     finding: str
     text: str
+    start: int
     words: tuple[int, ...]
     denied: bool
 
@@ -41,7 +42,7 @@ class PhraseFinder:
             if found.group in FINDING_GROUPS and own:
                 text = " ".join(words[n].text for n in inside)
                 denied = self._labeler.value_at(report, start, stop) == 0
-                mentions.append(Mention(found.text, text, own, denied))
+                mentions.append(Mention(found.text, text, start, own, denied))
         return mentions
 
 

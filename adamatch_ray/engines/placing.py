@@ -19,13 +19,14 @@ from adamatch_ray.models.place_head import PlaceHead
 class Phrase(NamedTuple):
     """One mention of a finding, by the lexicon's term for it: the numbers of its words, and where it is seen.
 
-    denied: the report says that it is absent; it has no region. groundable: the image shows it, as far as a place head
-    tells; without one, whatever is not denied. confidence: in [0, 1], that the image shows it; without a place head the
-    best patch's cosine.
+    start: where it begins in the report. denied: the report says that it is absent; it has no region. groundable: the
+    image shows it, as far as a place head tells; without one, whatever is not denied. confidence: in [0, 1], that the
+    image shows it; without a place head the best patch's cosine.
     """
 
     finding: str
     text: str
+    start: int
     words: tuple[int, ...]
     denied: bool
     groundable: bool
@@ -97,10 +98,10 @@ class Placer:
         places = self._by_map(image, sight, found) if self._head else self._by_patches(image, sight, found)
         regions: list[Region | None] = [self._soft(image, sight, feature)[0] for feature in word_ND]
         phrases = []
-        for finding, text, numbers, denied in mentions:
-            phrase = Phrase(finding, text, numbers, denied, *((False, 0.0, None) if denied else places[finding]))
+        for mention in mentions:
+            phrase = Phrase(*mention, *((False, 0.0, None) if mention.denied else places[mention.finding]))
             phrases.append(phrase)
-            for n in numbers:
+            for n in mention.words:
                 regions[n] = phrase.region
         return Placed(tuple(phrases), tuple(regions))
 
