@@ -198,6 +198,15 @@ class GalleryConfig:
 
 
 @dataclass(frozen=True)
+class PacsConfig:
+    """The archive whose X-rays are read (docs/hospital.md)."""
+
+    url: str = option("", "root of its DICOMweb services, such as https://pacs.example/dicom-web")
+    day: str = option("", "studies of this day, YYYYMMDD, or of these days, YYYYMMDD-YYYYMMDD")
+    batch: int = option(8, "X-rays that are read together")
+
+
+@dataclass(frozen=True)
 class ScaleConfig:
     """Workers and what each one holds."""
 
@@ -232,6 +241,7 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
+    pacs: PacsConfig = field(default_factory=PacsConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 

@@ -15,6 +15,7 @@ def radiograph(index: int, side: int = 320, **elements: Any) -> Any:
     study = generate(index, 7, side)
     made = pydicom.Dataset()
     made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.preamble = b"\0" * 128
     made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
     for level, keyword in enumerate(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), start=1):

@@ -347,7 +347,14 @@ PLANNING = ("adamatch_ray.stage_plans", "adamatch_ray.plan", "adamatch_ray.count
 def readers(name: str) -> list[str]:
     """Jobs that a section of the configuration is for."""
     jobs = [spec.job for spec in STAGES.values() if name in spec.sections]
-    return jobs or {"gallery": ["draw_gallery"], "scale": ["pipeline", *(spec.job for spec in STAGES.values())]}[name]
+    return (
+        jobs
+        or {
+            "gallery": ["draw_gallery"],
+            "pacs": ["read_pacs"],
+            "scale": ["pipeline", *(spec.job for spec in STAGES.values())],
+        }[name]
+    )
 
 
 def summed_up(names: set[str]) -> set[str]:
