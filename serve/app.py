@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from adamatch_ray import __version__
+from serve.archives import Archives
 from serve.composition import Composition
 from serve.guard import Guard
 from serve.images import Decoder
@@ -78,7 +79,8 @@ def make_app(
     """The whole application, guard included. Runs without Ray as well, on any `Composition`."""
     app = FastAPI(title="adamatch_ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     decoder = Decoder(models.canvas, settings.max_pixels, settings.decode_timeout_s)
-    service = Service(settings, models, composition, measures, decoder)
+    archives = Archives(settings.archives, decoder, settings.timeout_s)
+    service = Service(settings, models, composition, measures, decoder, archives)
     add_routes(app, service)
     add_openai_routes(app, service)
     _add_page(app)

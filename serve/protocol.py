@@ -44,6 +44,12 @@ class ReportFields(Request):
     explain: bool = Field(default=False, description="also match the words of the report to regions of the image")
 
 
+class StudyRequest(ReportFields):
+    """Body of /v1/report where the X-ray is in an archive."""
+
+    study: str = Field(max_length=1000, description="DICOMweb URL of a study, or of one instance, in a listed archive")
+
+
 class SeedFields(Request):
     """Form fields beside the image of /v1/cycle."""
 

@@ -1,6 +1,7 @@
 """The endpoints: read the request, ask the composition, answer."""
 
 import base64
+import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from adamatch_ray.data.images import encode_png
+from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.geometry import CanvasImage
+from adamatch_ray.shards import identity_of
+from serve.archives import Archives
 from serve.composition import Composition, warning
 from serve.images import Decoder
-from serve.inputs import FORM, body, media_type, prefers, read_form, read_json
+from serve.inputs import FORM, JSON, body, media_type, prefers, read_form, read_json
 from serve.measures import Measures
 from serve.problems import Problem, responses
 from serve.protocol import (
@@ -31,15 +34,16 @@ from serve.protocol import (
     RetrieveResponse,
     Sample,
     SeedFields,
+    StudyRequest,
 )
 from serve.samples import samples
 from serve.settings import Settings
 
 FAILS = responses(400, 401, 413, 415, 422, 429, 500, 503, 504)
-EVENTS, _PNG = "text/event-stream", "image/png"
-_PICTURE: dict[int | str, dict[str, object]] = {
-    200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}
-}
+EVENTS, _PNG, _DICOM = "text/event-stream", "image/png", "application/dicom"
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_PICTURE: dict[int | str, dict[str, object]] = {200: {"content": {_PNG: _BINARY}}}
+_DRAWN: dict[int | str, dict[str, object]] = {200: {"content": {_PNG: _BINARY, _DICOM: _BINARY}}}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Service:
     composition: Composition
     measures: Measures
     decode: Decoder
+    archives: Archives
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -67,15 +72,22 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/report",
         response_model=ReportResponse,
-        responses={**FAILS, 200: {"content": {EVENTS: {"schema": {"type": "string"}}}}},
-        openapi_extra=body(form=ReportFields),
+        responses={**FAILS, **responses(404), 200: {"content": {EVENTS: {"schema": {"type": "string"}}}}},
+        openapi_extra=body(form=ReportFields, json=StudyRequest),
         summary="Write the report of an X-ray",
     )
     async def report(request: Request) -> object:
         """With `Accept: text/event-stream`, events as they come to be known: `keywords`, then each `word` as it is
-        written (one or more, with the space before them), and at last `report`, which is the whole answer."""
-        data, fields = await read_form(request, ReportFields, limit)
-        image, request_id = await service.decode(data), request.state.request_id
+        written (one or more, with the space before them), and at last `report`, which is the whole answer. A JSON body
+        names a study instead, where the service may read archives."""
+        fields: ReportFields
+        if service.settings.archives and media_type(request) == JSON:
+            fields = asked = await read_json(request, StudyRequest, limit)
+            image = await service.archives(asked.study)
+        else:
+            data, fields = await read_form(request, ReportFields, limit)
+            image = await service.decode(data)
+        request_id = request.state.request_id
         if prefers(request, EVENTS):
             events = _report_events(service, image, fields, request_id)
             return StreamingResponse(_as_stream(events, request_id), media_type=EVENTS)
@@ -84,14 +96,17 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/image",
         response_model=ImageResponse,
-        responses={**FAILS, **_PICTURE},
+        responses={**FAILS, **_DRAWN},
         openapi_extra=body(json=ImageRequest),
         summary="Draw the X-ray of a report",
     )
     async def image(request: Request) -> object:
-        """With `Accept: image/png`, the picture alone."""
+        """With `Accept: image/png`, the picture alone; with `application/dicom`, as a secondary capture that is marked
+        synthetic."""
         asked = await read_json(request, ImageRequest, limit)
         drawn = await ask.image(asked.report, asked.seed, request.state.request_id)
+        if prefers(request, _DICOM):
+            return Response(_as_dicom(drawn, service.models), media_type=_DICOM)
         if prefers(request, _PNG):
             return Response(base64.b64decode(drawn.png), media_type=_PNG)
         return drawn
@@ -225,6 +240,16 @@ async def _explained(
     has_words = any(letter.isalnum() for letter in answer.report)
     match = await service.composition.match(image, answer.report) if has_words else None
     return answer.model_copy(update={"match": match, "preview": _preview(image)})
+
+
+def _as_dicom(drawn: ImageResponse, models: ModelsResponse) -> bytes:
+    """A drawn X-ray as a DICOM file."""
+    from adamatch_ray.hospital.drawn import secondary_capture  # needs the hospital extra
+
+    version = identity_of({model.name: model.fingerprint for model in models.models})[:12]
+    stream = io.BytesIO()
+    secondary_capture(decode_png(base64.b64decode(drawn.png)), version).save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
 
 
 def _preview(image: CanvasImage) -> str:

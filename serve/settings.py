@@ -38,6 +38,10 @@ class Settings(BaseModel):
     requests_per_minute: int = Field(
         default=0, ge=0, description="most requests of a token to the models, in an ingress replica (0: any number)"
     )
+    archives: str = Field(
+        default="",
+        description="DICOMweb roots, separated by commas, whose studies /v1/report may name; no other is read",
+    )
 
     @property
     def max_body(self) -> int:

@@ -78,6 +78,11 @@ def problems(made: pydicom.Dataset, path: Path) -> list[str]:
     return [line for line in said if line.startswith("Error") and "(0008,001c)" not in line]
 
 
+def measurements(made: pydicom.Dataset) -> Any:
+    """The content of a report as highdicom's parser reads it."""
+    return sr.Comprehensive3DSR.from_dataset(made).content
+
+
 def texts(made: pydicom.Dataset) -> list[str]:
     return [str(item.TextValue) for item in made.ContentSequence if item.ValueType == "TEXT"]
 
@@ -88,7 +93,7 @@ def texts(made: pydicom.Dataset) -> list[str]:
 def test_a_report_is_read_as_a_measurement_report_with_each_finding_its_sentence_and_region() -> None:
     source = square()
     made = report_of(source)
-    read = sr.Comprehensive3DSR.from_dataset(made).content
+    read = measurements(made)
     (seen,) = read.get_planar_roi_measurement_groups()
     assert (seen.finding_type.scheme_designator, seen.finding_type.value) == (SNOMED_CT, "60046008")
     points = seen.roi.value
@@ -169,7 +174,7 @@ def test_an_overlay_draws_what_the_image_shows_and_says_what_it_is_good_for() ->
 def test_a_finding_in_pieces_is_drawn_in_pieces_and_reported_by_its_box() -> None:
     wire = (PHRASES[0]._replace(region=region((10, 10, 12, 20), (20, 30, 22, 40))),)
     assert len(softcopy.lines(overlay_of(square(), wire))) == 2
-    (group,) = sr.Comprehensive3DSR.from_dataset(report_of(square(), wire)).content.get_planar_roi_measurement_groups()
+    (group,) = measurements(report_of(square(), wire)).get_planar_roi_measurement_groups()
     assert group.roi.value.tolist() == [[50, 50], [110, 50], [110, 200], [50, 200], [50, 50]]
 
 

@@ -1,7 +1,7 @@
 """The import rule, read from every source file: left never imports right, and heavy packages stay where they belong.
 
-foundation → models, ops, losses, metrics → plan, stage → data → engines → pipeline → train → evaluation, pages →
-jobs, serve
+foundation → models, ops, losses, metrics → plan, stage → data → engines → hospital → pipeline → train →
+evaluation, pages → jobs, serve
 """
 
 import ast
@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data"}),
     frozenset({"instructions"}),
     frozenset({"engines"}),
+    frozenset({"hospital"}),
     frozenset({"pipeline"}),
     frozenset({"train"}),
     frozenset({"evaluation", "pages"}),

@@ -113,7 +113,8 @@ def test_each_region_is_where_the_answer_says(
         overlay, report = (made[kind, str(source.SOPInstanceUID)] for kind in ("PR", "SR"))
         wanted = [ring for region in (effusion, nodule) for ring in region.outline(*decoded.pixels.shape)]
         assert all(np.allclose(*pair, atol=0.01) for pair in zip(softcopy.lines(overlay), wanted, strict=True))
-        groups = sr.Comprehensive3DSR.from_dataset(report).content.get_planar_roi_measurement_groups()
+        parsed: Any = sr.Comprehensive3DSR.from_dataset(report).content
+        groups = parsed.get_planar_roi_measurement_groups()
         for group, region in zip(groups, (effusion, nodule), strict=True):
             assert np.allclose(group.roi.value, corners(region, source), atol=0.01)
         assert Dictated.report in [str(item.TextValue) for item in report.ContentSequence if "TextValue" in item]

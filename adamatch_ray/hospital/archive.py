@@ -5,7 +5,6 @@ Authorization header where it is set. No error names a patient, a study or an in
 """
 
 import io
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,17 @@ from adamatch_ray.data.pixels import BadImage
 from adamatch_ray.hospital.source import RADIOGRAPHS
 
 AUTHORIZATION = "DICOMWEB_AUTHORIZATION"
-logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # it names what it asks for
 
 
 class ArchiveError(OSError):
-    """The archive did not do what it was asked; the message names the archive and what was asked of it."""
+    """The archive did not do what it was asked; the message names the archive and what was asked of it.
+
+    `status` is what it answered by HTTP, 0 where it did not.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Instance(NamedTuple):
@@ -53,9 +58,7 @@ class Archive:
         given = os.environ.get(AUTHORIZATION)
         headers = {"Authorization": given} if given else None
         with self._asking("its address"):
-            self._client = DICOMwebClient(
-                self.url, session, headers=headers, permissive_uid=True, timeout=timeout_s
-            )  # fmt: skip
+            self._client = DICOMwebClient(self.url, session, headers=headers, permissive_uid=True, timeout=timeout_s)
         self._client.set_http_retry_params(retry)
 
     def studies(self, day: str) -> list[str]:
@@ -97,9 +100,8 @@ class Archive:
         try:
             yield
         except requests.HTTPError as error:
-            raise ArchiveError(
-                f"archive {self.url}: asked for {what}, it answered {error.response.status_code}"
-            ) from None
+            status = 0 if error.response is None else error.response.status_code
+            raise ArchiveError(f"archive {self.url}: asked for {what}, it answered {status}", status) from None
         except requests.TooManyRedirects:
             raise ArchiveError(
                 f"archive {self.url}: it redirects, which is not followed; name its own address"

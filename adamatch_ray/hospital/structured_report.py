@@ -1,6 +1,5 @@
 """A report and its findings as a DICOM structured report: Comprehensive 3D SR, template TID 1500 (PS3.16)."""
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +15,6 @@ from adamatch_ray.data.finding_codes import finding_code
 from adamatch_ray.engines.placing import Phrase
 from adamatch_ray.engines.regions import Region
 from adamatch_ray.hospital.source import NOTICE, PRODUCT, derived_uid, document_fields, software_version
-
-logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # what it finds odd it quotes, patients' names included
 
 _RADIOGRAPHY = Code("399208008", "SCT", "Plain chest X-ray")
 _Group = sr.PlanarROIMeasurementsAndQualitativeEvaluations | sr.MeasurementsAndQualitativeEvaluations
