@@ -151,7 +151,9 @@ def test_an_override_into_a_broken_section_is_a_users_mistake_too(content: str, 
 
 
 def test_unknown_presets_and_missing_files_are_named() -> None:
-    with pytest.raises(ValueError, match=r"phantm: neither a preset \(phantom, phantom_long, openi, mimic_cxr, released\) nor"):
+    with pytest.raises(
+        ValueError, match=r"phantm: neither a preset \(phantom, phantom_long, openi, mimic_cxr, released\) nor"
+    ):
         load_config("phantm")
     with pytest.raises(ValueError, match=r"none\.yaml: no such file"):
         load_config("none.yaml")
