@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_logger = logging.getLogger(__name__)
+
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -79,17 +81,23 @@ def calm_ray_data() -> None:
     """Keep Ray Data from the terminal (jobs show their own progress) and from taking a core for itself.
 
     Its scheduler polls without a pause while its output is full, which is most of a training run, and it does so in
-    the training process, where it took most of a core and of the interpreter lock from the model.
+    the training process, where it took most of a core and of the interpreter lock from the model. What makes it pause
+    is private to Ray 2.60; where another Ray has no such thing, loading is as right and costs that core.
     """
     from ray.data import DataContext
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class Unhurried(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            time.sleep(0.02)
 
     context = DataContext.get_current()
-    context.custom_execution_callback_classes = [Unhurried]
+    try:
+        from ray.data._internal.execution.execution_callback import ExecutionCallback
+    except ImportError:
+        _logger.info("this Ray's data scheduler cannot be slowed down: it takes a core of each training process")
+    else:
+
+        class Unhurried(ExecutionCallback):
+            def on_execution_step(self, executor: Any) -> None:
+                time.sleep(0.02)
+
+        context.custom_execution_callback_classes = [Unhurried]
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

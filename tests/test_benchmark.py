@@ -131,3 +131,17 @@ def test_both_loaders_give_the_same_batches(ray_session: None, tmp_path: Path) -
     rows = bench_ingest.loader_rows(str(tmp_path), bench_ingest.QUICK, 32)
     assert [row["unit"] for row in rows] == ["studies a CPU second", "studies a wall second"]
     assert all(row["ours"] > 0 and set(row) >= COLUMNS for row in rows)
+
+
+@pytest.mark.slow
+def test_the_gpu_s_benchmark_runs_without_ray_pydantic_or_a_network(tmp_path: Path) -> None:
+    without = "import runpy, sys; sys.modules |= dict.fromkeys(('ray', 'pydantic', 'pyarrow', 'deepspeed')); "
+    command = [sys.executable, "-c", f"{without}runpy.run_module('benchmarks.gpu', run_name='__main__')",
+               "--device", "cpu", "--out", str(tmp_path / "gpu.json")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads((tmp_path / "gpu.json").read_text())
+    assert answer == json.loads(done.stdout.splitlines()[-1]) and answer["failed"] == 0
+    told = " ".join(row["name"] for row in answer["rows"])
+    for part in ("float64", "backward", "PVT", "VQ-GAN", "folded", "decoding, batch 2", "tuning", "retrieval"):
+        assert part in told and part in done.stderr

@@ -121,3 +121,16 @@ def test_our_generations_keep_failures_out_and_directions_apart(tmp_path: Path) 
     with pytest.raises(ValueError, match="study a image a-1 occurs more than once"):
         generations(tmp_path, [rows[0], rows[0]])
         read_generations(Root(str(tmp_path)).stage("generations"))
+
+
+@pytest.mark.parametrize("direction", ["cxr_to_report", "report_to_cxr"])
+def test_a_shard_of_our_generations_is_a_table_of_predictions(tmp_path: Path, direction: str) -> None:
+    image = encode_png(np.zeros((8, 8), np.uint8))
+    made = {"report": "Clear."} if direction == "cxr_to_report" else {"image": image}
+    row = {"study_id": "a", "dicom_id": "a-1", "direction": direction, "status": "ok", **made}
+    generations(tmp_path, [row, {**row, "dicom_id": "a-2", **dict.fromkeys(made)}])
+    found = read_predictions(str(tmp_path / "generations" / direction / "00000.parquet"), *COLUMNS)
+    own = read_generations(Root(str(tmp_path)).stage("generations"))
+    assert (found.reports, found.images) == (own.reports, own.images)
+    with pytest.raises(ValueError, match=r"column image holds bytes where text is needed"):
+        read_predictions(write(tmp_path, "p.parquet", [{"study_id": "a", "image": image}]), "study_id", "image", "none")

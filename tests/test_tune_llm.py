@@ -360,19 +360,19 @@ def rows(root: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def _dies_once(settings: Any, worker: Worker, *, layout: TokenLayout) -> Any:
-    """The fitter, in two workers of which one is killed during step 6 the first time."""
+    """The fitter, in two workers of which one is killed during step 8 the first time."""
     from adamatch_ray.train.fit_llm import LLMFitter
 
     marker, fitter = Path(settings.root) / "killed", LLMFitter(settings, worker, layout=layout)
     step = fitter.step
 
-    def killed_in_step_six(batch: Any) -> Any:
-        if fitter.schedule.step == 5 and worker.rank == 1 and not marker.exists():
+    def killed_in_step_eight(batch: Any) -> Any:
+        if fitter.schedule.step == 7 and worker.rank == 1 and not marker.exists():
             marker.write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
         return step(batch)
 
-    mock.patch.object(fitter, "step", killed_in_step_six).start()
+    mock.patch.object(fitter, "step", killed_in_step_eight).start()
     return fitter
 
 
@@ -392,11 +392,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
 
     whole, killed = (Path(shutil.copytree(inputs, tmp_path / name)) for name in ("whole", "killed"))
     answer = run_job(job, tiny_yaml, whole)
-    # Three shards of 64 records for two workers: each is sure of one shard, four batches of 16.
-    assert (answer["stage"], answer["status"], answer["steps"], answer["overlength"]) == ("llm", "done", 8, 0.0)
+    # Three shards of 64 records for two workers of 16 records a step.
+    assert (answer["stage"], answer["status"], answer["steps"], answer["overlength"]) == ("llm", "done", 12, 0.0)
     assert answer["score"] == pytest.approx(-(answer["cxr_to_report_loss"] + answer["report_to_cxr_loss"]) / 2)
     train, validate = rows(whole, "train"), rows(whole, "validate")
-    assert [row["step"] for row in train] == list(range(1, 9)) and [row["step"] for row in validate] == [4, 8]
+    assert [row["step"] for row in train] == list(range(1, 13)) and [row["step"] for row in validate] == [6, 12]
     assert validate[1]["score"] > validate[0]["score"]
     loaded = load_llm(whole / "llm" / "model")
     assert loaded.layout.image_tokens == 64

@@ -1,8 +1,8 @@
 """`studies/` shards to batches: what Ray Data streams into a training worker, in an order that can be repeated.
 
-An epoch's order is a pure function of (seed, epoch): shards are permuted and dealt to the workers, and rows are
-permuted within windows of a few shards. A worker's whole remaining run is one Ray Dataset of windows, so a resumed run
-continues at the very next row, and no pipeline is restarted between epochs.
+An epoch's order is a pure function of (seed, epoch): shards are permuted, rows are permuted within windows of a few
+shards, and each worker takes an equal share of the rows. A worker's whole remaining run is one Ray Dataset of windows,
+so a resumed run continues at the very next row, and no pipeline is restarted between epochs.
 """
 
 import json
@@ -57,33 +57,38 @@ def list_shards(stage: Stage, split: str) -> list[ShardFile]:
 
 
 def steps_per_epoch(shards: list[ShardFile], batch_size: int, world: int) -> int:
-    """Steps that every worker can take in any epoch. Raises ValueError when there is none."""
-    fewest = sum(sorted(shard.rows for shard in shards)[: len(shards) // world])
-    if fewest < batch_size:
+    """Steps of an epoch: whole batches for all workers. Raises ValueError when there is none."""
+    rows = sum(shard.rows for shard in shards)
+    if rows < batch_size * world:
         raise ValueError(
-            f"{sum(s.rows for s in shards)} studies in {len(shards)} shards give {world} worker(s) no batch of "
-            f"{batch_size}; use a smaller train.batch_size, or --data.rows_per_shard when preparing the data"
+            f"{rows} studies give {world} worker(s) no batch of {batch_size}; use a smaller train.batch_size, or fewer "
+            "workers"
         )
-    return fewest // batch_size
+    return rows // (batch_size * world)
 
 
 def plan_windows(
     shards: list[ShardFile], *, batch_size: int, world: int, rank: int, seed: int, epoch: int, skip: int, window: int
 ) -> list[Window]:
-    """One worker's windows of one epoch, beginning after `skip` steps; they hold exactly the remaining steps' rows."""
+    """One worker's windows of one epoch, beginning after `skip` steps; they hold exactly the remaining steps' rows.
+
+    The windows of all shards lie end to end, and each worker takes its share of their rows: only the windows at a
+    share's ends are read by two workers, and no row is left out but those of the last batch that is not whole.
+    """
     order = np.random.default_rng((seed, epoch)).permutation(len(shards))
-    mine = [shards[i] for i in order[rank::world]]
-    end = steps_per_epoch(shards, batch_size, world) * batch_size
+    share = steps_per_epoch(shards, batch_size, world) * batch_size
+    first, end = rank * share + skip * batch_size, (rank + 1) * share
     windows: list[Window] = []
     position, group = 0, []
-    for number, shard in enumerate(mine):
+    for number, shard in enumerate(shards[i] for i in order):
         group.append(shard)
         rows = sum(s.rows for s in group)
-        if rows < window and number < len(mine) - 1:
+        if rows < window and number < len(shards) - 1:
             continue
-        start, stop = max(0, skip * batch_size - position), min(rows, end - position)
+        start, stop = max(0, first - position), min(rows, end - position)
         if start < stop:
-            windows.append(Window(tuple(s.path for s in group), (seed, epoch, rank, number), start, stop))
+            # 0 was the worker's number, when each had shards of its own: one worker's order has stayed.
+            windows.append(Window(tuple(s.path for s in group), (seed, epoch, 0, number), start, stop))
         position, group = position + rows, []
     return windows
 

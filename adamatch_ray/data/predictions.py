@@ -4,7 +4,7 @@ Other systems are scored by the same code as ours: a CSV, JSON-lines or parquet 
 column, an image column, or both is enough.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,9 +69,10 @@ def read_generations(stage: Stage) -> Predictions:
 def read_predictions(path: str, id_column: str, report_column: str, image_column: str) -> Predictions:
     """Anyone's predictions from a table: CSV, JSON lines or parquet.
 
-    Image paths are relative to the file. A column `dicom_id` is read where there is one. Empty text, null and NaN are
-    no prediction, however they are written. Raises ValueError for a missing column, an id that occurs twice, or a value
-    that is no text.
+    Images are paths relative to the file, or in parquet the bytes of image files, as in a shard of `generations/`. A
+    column `dicom_id` is read where there is one. Empty text, null and NaN are no prediction, however they are written,
+    and a column of nothing else is none. Raises ValueError for a missing column, an id that occurs twice, or a value of
+    another kind.
     """
     if not sources.exists(path):
         raise ValueError(f"--evaluate.predictions {path}: no such file")
@@ -88,17 +89,19 @@ def read_predictions(path: str, id_column: str, report_column: str, image_column
     if blank := sum(not key.study_id for key in keys):
         raise ValueError(f"{path}: {blank} rows have no {id_column}")
 
-    def column(name: str) -> dict[Key, str] | None:
-        if name not in present:
+    def column(name: str, value: Callable[[Any], Any]) -> dict[Key, Any] | None:
+        cells = [row.get(name, "") for row in rows]
+        if not any(cell != "" for cell in cells):
             return None
-        return _by_key(((key, _text(row.get(name, ""), name, path)) for key, row in zip(keys, rows, strict=True)), path)
+        return _by_key(((key, value(cell)) for key, cell in zip(keys, cells, strict=True)), path)
 
-    images = column(image_column)
     folder = path.rpartition("/")[0] or "."
-    located: dict[Key, Encoded] | None = None
-    if images is not None:
-        located = {key: sources.locate(folder, name) for key, name in images.items()}
-    return Predictions(path, column(report_column), located)
+    return Predictions(
+        path,
+        column(report_column, lambda cell: _text(cell, report_column, path)),
+        column(image_column, lambda cell: cell if isinstance(cell, bytes)
+               else sources.locate(folder, _text(cell, image_column, path))),
+    )  # fmt: skip
 
 
 def load_canvas(image: Encoded, canvas: int) -> Pixels:
@@ -137,5 +140,6 @@ def _identifier(value: Any, path: str) -> str:
 
 def _text(value: Any, column: str, path: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{path}: column {column} holds {type(value).__name__} {value!r} where text is needed")
+        shown = type(value).__name__ if isinstance(value, bytes) else f"{type(value).__name__} {value!r}"
+        raise ValueError(f"{path}: column {column} holds {shown} where text is needed")
     return tables.text(value)

@@ -10,6 +10,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from adamatch_ray.cluster import device_of, start_ray
 from adamatch_ray.config import ScaleConfig
 from adamatch_ray.data import loading
+from adamatch_ray.specs import fingerprint
 from adamatch_ray.stage import StageRun
 from adamatch_ray.train.loop import MakeFitter, TrainSettings, fit
 
@@ -74,14 +75,30 @@ def _resources(scale: ScaleConfig) -> dict[str, float]:
 
 
 def _claim_run(run: StageRun, resume: str) -> None:
-    """Ray Train continues any run of the same name: make sure that is what is wanted."""
+    """Ray Train continues any run of the same name: make sure that is what is wanted.
+
+    Another number of workers may continue a run, with the same batch of all workers together; the language model's
+    checkpoints ask for more (`llm_checkpoint.check_resume`).
+    """
     folder = f"training/{run.command.run_name}"
-    earlier = run.stage.read_text(f"{folder}.json")
+    earlier, claim = run.stage.read_text(f"{folder}.json"), _claim(run)
     if resume == "never" or run.command.overwrite:
         run.stage.delete(folder)
-    elif earlier is not None and json.loads(earlier)["fingerprint"] != run.fingerprint:
+    elif earlier is not None and (was := json.loads(earlier)) != claim:
+        if was.get("settings") == claim["settings"]:
+            raise ValueError(
+                f"{run.stage.uri}/{folder} was begun with batches of {was['batch']}, these workers together take "
+                f"{claim['batch']}: set --{run.name}.train.batch_size to {was['batch']} divided by them"
+            )
         raise ValueError(
             f"{run.stage.uri}/{folder} was begun with other settings; "
             "use --resume never to start anew, or another --run-name"
         )
-    run.stage.write_bytes(f"{folder}.json", json.dumps({"fingerprint": run.fingerprint}).encode())
+    run.stage.write_bytes(f"{folder}.json", json.dumps(claim).encode())
+
+
+def _claim(run: StageRun) -> dict[str, Any]:
+    """What must not change while a run goes on: its settings, and the batch of all workers together."""
+    settings = json.loads(json.dumps(run.settings))
+    batch = settings.pop("workers") * settings[run.name]["train"].pop("batch_size")
+    return {"settings": fingerprint(settings, run.parents), "batch": batch}
