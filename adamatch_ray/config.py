@@ -53,6 +53,10 @@ class DataConfig:
     view_column: str = option("", "manifest column: view position")
     findings_column: str = option("", "manifest column: findings section, when the text is in two columns")
     impression_column: str = option("", "manifest column: impression section")
+    views: Literal["frontal", "all"] = option(
+        "frontal",
+        "views that tables may name: PA and AP, or any (the paper counts laterals); of DICOM frontal ones",
+    )
     canvas: int = option(256, "side of the stored square image, pixels")
     rows_per_shard: int = option(512, "source rows per parquet shard")
     labeler: Literal["none", "rules"] = option("rules", "labels of reports that come without any")
@@ -172,6 +176,7 @@ class EvaluateConfig:
     report_column: str = option("report", "predictions column: the text of the report")
     image_column: str = option("image", "predictions column: image path, relative to the file")
     subset: bool = option(False, "predictions are of some studies: score those alone, instead of the rest as missing")
+    only: str = option("", "file of study ids, one a line: of predictions, these alone are scored (Table 2)")
     phrases: str = option(
         "", "boxes of MS-CXR (.json, .csv), VinDr-CXR or NIH: where phrases are, instead of the data's"
     )

@@ -72,6 +72,8 @@ def expected_counts(config: RunConfig, rows: Mapping[str, int] | None = None) ->
         return Counts(count, 256, 256, "about; 256 phantoms each to validate and test")
     if config.data.source == "openi":
         return Counts(2_912, 0, 772, "assumed: the paper's split of 3,684 pairs; 7,470 images")
+    if config.data.source == "mimic_cxr" and config.data.views == "all":
+        return Counts(368_960, 2_991, 5_159, "assumed: the official split of all 377,110 images")
     if config.data.source == "mimic_cxr":
         frontal = 147_173 + 96_161
         validate, test = (round(frontal * part / 377_110) for part in (2_991, 5_159))

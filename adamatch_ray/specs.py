@@ -61,7 +61,8 @@ def _not_scored(config: "RunConfig") -> set[str]:
 
 def _scored_files(config: "RunConfig") -> dict[str, str]:
     """Other rows under the same name are other predictions."""
-    named = {"predictions": config.evaluate.predictions, "phrases": config.evaluate.phrases}
+    options = config.evaluate
+    named = {"predictions": options.predictions, "phrases": options.phrases, "only": options.only}
     return {name: digest(path, f"evaluate.{name}")[:16] for name, path in named.items() if path}
 
 
@@ -160,6 +161,8 @@ NEUTRAL: dict[str, Any] = {
     "generate.drop_repeats": False,
     "vqgan.loss.clinical_start": 0,
     "evaluate.judge": "",
+    "evaluate.only": "",
+    "data.views": "frontal",
 }
 """Settings that an earlier version alone had, or lacked, at the values that change nothing: its stages stand."""
 

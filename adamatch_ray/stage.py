@@ -46,6 +46,8 @@ class StageRun:
         names = self.spec.parents_of(self.config)
         if self.command.dry_run:
             return self._show_plan(names)
+        if self.stage.root.uri != self.root.uri:
+            return self._borrowed()
         # First what is told at once, a file that is not there or a stage made otherwise, before hours go into parents.
         self.init, self.settings = self._init(), self._settings()
         if self.init and check_init:
@@ -88,6 +90,14 @@ class StageRun:
         self._lease.release()
         answer = {"stage": self.name, "status": "done", "output": self.stage.uri, "seconds": seconds}
         return {**answer, **(dict(rows) if rows else {}), **figures}
+
+    def _borrowed(self) -> dict[str, Any]:
+        """The answer for a stage that is another root's, which is only read. Raises ValueError for `--overwrite`."""
+        self.stage.require()
+        if self.command.overwrite:
+            raise ValueError(f"{self.name} is borrowed from {self.stage.uri}: make it anew on that --root")
+        print(f"{self.name}: borrowed from {self.stage.uri}, skipped", file=sys.stderr)
+        return {"stage": self.name, "status": "skipped", "output": self.stage.uri, "seconds": 0.0}
 
     def _is_done(self, overwrite: bool) -> bool:
         return self.stage.is_done(self.settings, self.parents, overwrite)

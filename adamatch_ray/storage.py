@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ LEASE = "lease.json"
 """The one file of a stage that belongs to the run that is making it, not to what it makes."""
 
 MANIFEST = "manifest.json"
+BORROWED = "borrowed.json"
 _AT_ONCE = 8
 """Files that are digested, or asked for at S3, at a time."""
 
@@ -47,9 +48,23 @@ class Root:
         self.filesystem = pafs.LocalFileSystem() if local else pafs.PyFileSystem(pafs.FSSpecHandler(self.files))
 
     def stage(self, name: str) -> "Stage":
-        """The stage of this name; it need not exist yet."""
+        """The stage of this name, where it is; it need not exist yet."""
         assert name in STAGES, name
-        return Stage(self, name)
+        return Stage(Root(self.borrowed[name]), name) if name in self.borrowed else Stage(self, name)
+
+    @cached_property
+    def borrowed(self) -> dict[str, str]:
+        """The roots of the stages that are another root's (`jobs/borrow.py`), by name."""
+        try:
+            found: dict[str, str] = json.loads(self.files.cat_file(f"{self.path}/{BORROWED}"))
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def borrow(self, stages: Mapping[str, str]) -> None:
+        """From now on, read these stages where they are."""
+        self.files.pipe_file(f"{self.path}/{BORROWED}", json.dumps(dict(stages), indent=2).encode())
+        self.borrowed = dict(stages)
 
 
 class Stage:

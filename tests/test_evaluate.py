@@ -18,6 +18,7 @@ from adamatch_ray.data.facts import score_facts
 from adamatch_ray.data.images import decode_png, encode_png
 from adamatch_ray.data.labeler import Labels
 from adamatch_ray.data.predictions import Key
+from adamatch_ray.engines.cycle import CycleEngine
 from adamatch_ray.engines.loader import load_tokenizer
 from adamatch_ray.engines.localizing import Located
 from adamatch_ray.evaluation import headline, images, localization, split
@@ -244,6 +245,44 @@ def test_only_the_studies_that_were_asked_for_count(
     assert table(root, "cycle")["generated_image"]["studies"] == 6
     with pytest.raises(ValueError, match=r"is of split test; say --evaluate\.split test"):
         evaluate(job, root, tiny_yaml, "--evaluate.tables", "reports", "--evaluate.split", "validate")
+
+
+def test_a_named_subset_is_scored_alone(
+    job: Callable[[str], Main], root: Path, tiny_yaml: Path, studies: tuple[split.Study, ...], tmp_path: Path
+) -> None:
+    generations(root, rows_of(studies, lambda n: n != 4))
+    ids = tmp_path / "subset.txt"
+    ids.write_text("\n".join([studies[n].key.study_id for n in (2, 4, 7)]) + "\n\n")
+    evaluate(job, root, tiny_yaml, "--evaluate.tables", "retrieval,reports", "--evaluate.only", str(ids))
+    reports = table(root, "reports")
+    assert reports["studies"] == 3 and reports["missing_ids"] == [studies[4].id], "who failed still counts"
+    assert table(root, "retrieval")["studies"] == 16
+    ids.write_text("elsewhere\n")
+    with pytest.raises(ValueError, match=r"none of the 1 ids of .*subset\.txt is a study of split test"):
+        evaluate(job, root, tiny_yaml, "--evaluate.tables", "reports", "--evaluate.only", str(ids))
+
+
+def test_models_of_another_root_are_scored_on_these_studies_and_left_as_they_are(
+    job: Callable[[str], Main], root: Path, studies_root: Path, tiny_yaml: Path, tmp_path: Path
+) -> None:
+    """Zero-shot: the paper's OpenI with the models of MIMIC-CXR."""
+    here = Path(shutil.copytree(studies_root, tmp_path / "here"))
+    borrow = ["--root", str(here), "--from", str(root)]
+    with pytest.raises(ValueError, match="nothing to borrow"):
+        job("borrow")(["--root", str(here), "--from", str(studies_root)])
+    answer = job("borrow")(borrow)
+    assert answer is not None and {"encoder", "adamatch", "codebooks", "vqgan", "tokens", "llm"} <= {*answer["stages"]}
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    assert CycleEngine.load(Root(str(here))).canvas == 64
+    evaluate(job, here, tiny_yaml, "--evaluate.tables", "retrieval")
+    assert (here / "metrics" / "manifest.json").is_file() and not (here / "adamatch").exists()
+    skipped = job("train_adamatch")(["--config", str(tiny_yaml), "--root", str(here)])
+    assert skipped is not None and skipped["status"] == "skipped"
+    with pytest.raises(ValueError, match=rf"adamatch is borrowed from {root}/adamatch"):
+        job("train_adamatch")(["--config", str(tiny_yaml), "--root", str(here), "--overwrite"])
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match=r"has .*adamatch.* of its own; borrow for another --root"):
+        job("borrow")(["--root", str(root), "--from", str(here)])
 
 
 def test_batch_sizes_change_no_number(

@@ -12,12 +12,14 @@ import fsspec
 import pyarrow as pa
 import pytest
 
+from adamatch_ray.config import DataConfig
 from adamatch_ray.data import sources, tables
 from adamatch_ray.data.manifest import ManifestColumns, list_manifest
 from adamatch_ray.data.mimic_cxr import check_mimic_cxr, list_mimic_cxr
 from adamatch_ray.data.openi import FRACTIONS, image_key, list_openi
 from adamatch_ray.data.sources import Row, normalise_split, subject_split
 from adamatch_ray.data.views import view_problem
+from adamatch_ray.pipeline.studies import list_rows
 from adamatch_ray.schema import CHEXPERT_LABELS, SOURCE, SPLITS
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -132,6 +134,14 @@ def test_mimic_views_that_are_not_frontal_have_their_reason(mimic: Path) -> None
         "bb-1": "view position is blank",
         "cc-1": "",
     }
+
+
+def test_laterals_are_kept_where_all_views_are_asked_for(mimic: Path) -> None:
+    (mimic / "files" / "p10" / "p10000032").mkdir(parents=True)
+    (mimic / "files" / "p10" / "p10000032" / "s50414267.txt").write_text("FINDINGS: Clear.")
+    kept = {views: [row["dicom_id"] for row in list_rows(DataConfig("mimic_cxr", str(mimic), views=views))
+                    if not row["reason"]] for views in ("frontal", "all")}  # fmt: skip
+    assert kept == {"frontal": ["aa-1", "aa-3", "cc-1"], "all": list(IMAGES)}
 
 
 def test_mimic_labels_are_chexperts_then_negbios_then_none(mimic: Path) -> None:

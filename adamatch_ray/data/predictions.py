@@ -104,6 +104,13 @@ def read_predictions(path: str, id_column: str, report_column: str, image_column
     )  # fmt: skip
 
 
+def read_ids(path: str) -> frozenset[str]:
+    """Study ids of a text file, one a line, as the tables spell them: without the "s" of MIMIC-CXR's folders."""
+    with sources.open_file(path) as stream:
+        lines = tables.decode(stream.read()).splitlines()
+    return frozenset(tables.identifier(line, "s") for line in lines if line.strip())
+
+
 def load_canvas(image: Encoded, canvas: int) -> Pixels:
     """A predicted image as uint8 [canvas, canvas]. Raises BadImage where there is no readable one."""
     if isinstance(image, str):

@@ -75,11 +75,19 @@ _FOREIGN = re.compile("CT|MR|US|NM|PT|MG|IO|PX|OP|OPT|ES|GM|SM|XC|ECG|BMD")
 # No plain X-rays. RF and XA stay, as some devices call a radiograph so, and so do OT and SC, which are film scanners.
 
 
+_BLANK, _SIDE = "view position is blank", " is not frontal"
+
+
 def view_problem(view: str, blank_is_frontal: bool) -> str:
     """Why a view is no good for matching, or an empty string: it is frontal if it is PA or AP, in any spelling."""
     if not view.strip(" _-./"):
-        return "" if blank_is_frontal else "view position is blank"
-    return "" if is_frontal(view) else f"view {' '.join(view.upper().replace('_', ' ').split())[:24]} is not frontal"
+        return "" if blank_is_frontal else _BLANK
+    return "" if is_frontal(view) else f"view {' '.join(view.upper().replace('_', ' ').split())[:24]}{_SIDE}"
+
+
+def is_view_problem(reason: str) -> bool:
+    """Whether `view_problem` said so."""
+    return reason == _BLANK or (reason.startswith("view ") and reason.endswith(_SIDE))
 
 
 def is_frontal(view: str) -> bool | None:

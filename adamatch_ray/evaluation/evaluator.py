@@ -16,7 +16,7 @@ from adamatch_ray.data.images import decode_png
 from adamatch_ray.data.labeler import RuleLabeler
 from adamatch_ray.data.loading import read_split
 from adamatch_ray.data.phrase_boxes import read_phrase_boxes
-from adamatch_ray.data.predictions import Encoded, Key, Predictions, read_generations, read_predictions
+from adamatch_ray.data.predictions import Encoded, Key, Predictions, read_generations, read_ids, read_predictions
 from adamatch_ray.engines.cycle import CycleEngine
 from adamatch_ray.engines.embedding import Embedder, SplitEmbeddings, embed_split
 from adamatch_ray.engines.loader import load_embedder, load_place_head, load_tokenizer
@@ -269,8 +269,9 @@ class Evaluator:
 
     @property
     def _asked(self) -> split.Split:
-        """The studies that predictions were asked for."""
-        return self.split.first(self.predictions.limit)
+        """The studies that predictions were asked for, and of these those that are to be scored."""
+        asked, only = self.split.first(self.predictions.limit), self.options.only
+        return asked.named(read_ids(only), only) if only else asked
 
     @cached_property
     def _reconstruction(self) -> dict[str, split.Placed[Encoded]]:

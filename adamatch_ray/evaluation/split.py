@@ -1,7 +1,7 @@
 """The studies that are scored, and who of them has a prediction: nothing here ever leaves a study out."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
@@ -49,6 +49,7 @@ class Split:
     name: str
     source: str
     studies: tuple[Study, ...]
+    all_views: bool = False
 
     @property
     def is_phantom(self) -> bool:
@@ -57,7 +58,8 @@ class Split:
     @property
     def label(self) -> str:
         """What the figures were measured on, in words that go beside them."""
-        return self.source + (" (synthetic, not clinical)" if self.is_phantom else "")
+        views = ", all views" if self.all_views else ""
+        return self.source + views + (" (synthetic, not clinical)" if self.is_phantom else "")
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -70,6 +72,13 @@ class Split:
     def first(self, count: int) -> "Split":
         """The first `count` studies, all of them for 0."""
         return replace(self, studies=self.studies[: count or None])
+
+    def named(self, ids: Collection[str], source: str) -> "Split":
+        """The studies of these ids; a study may have several images. Raises ValueError where there is none."""
+        kept = tuple(study for study in self.studies if study.key.study_id in ids)
+        if not kept:
+            raise ValueError(f"none of the {len(ids)} ids of {source} is a study of split {self.name}")
+        return replace(self, studies=kept)
 
     def having(self, predictions: Mapping[Key, object]) -> "Split":
         """The studies that have a prediction; all of them where none has, so that `place` says why."""
@@ -108,4 +117,5 @@ def read(studies: Stage, split: str) -> Split:
         name = key.study_id if images[key.study_id] == 1 else f"{key.study_id}/{key.dicom_id}"
         labels = tuple(row["labels"] or [None] * 14)
         found.append(Study(name, key, row["report"], labels, row["image"]))
-    return Split(split, str(studies.require().config["data"]["source"]), tuple(found))
+    data = studies.require().config["data"]
+    return Split(split, str(data["source"]), tuple(found), data.get("views") == "all")

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from adamatch_ray.config import DataConfig
-from adamatch_ray.data import images, phantom, reports, sources, tables
+from adamatch_ray.data import images, phantom, reports, sources, tables, views
 from adamatch_ray.data.labeler import ReportLabeler, RuleLabeler
 from adamatch_ray.data.manifest import ManifestColumns, list_manifest
 from adamatch_ray.data.mimic_cxr import check_mimic_cxr, list_mimic_cxr
@@ -56,6 +56,8 @@ class Shard:
 def list_rows(config: DataConfig) -> Iterator[Row]:
     """Every row of the source, in the source's own order, with a split. Raises ValueError naming what is missing."""
     for row in _SOURCES[config.source](config):
+        if config.views == "all" and views.is_view_problem(row["reason"]):
+            row = {**row, "reason": ""}
         if not row["reason"] and row["split"] not in SPLITS:
             row = {**row, "split": sources.subject_split(row["subject_id"], config.seed)}
         yield row
