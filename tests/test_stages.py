@@ -140,6 +140,23 @@ def test_weights_that_do_not_fit_are_told_before_parents_are_made(
         job(name)(["--config", "phantom", "--root", str(root), f"--{section}.init", str(root / "other.safetensors")])
 
 
+def test_other_workers_may_go_on_with_a_training_whose_global_batch_they_keep(tmp_path: Path) -> None:
+    from adamatch_ray.train.launch import _claim_run
+
+    def claim(*arguments: str) -> None:
+        again = run("encoder", tmp_path, "--encoder.train.batch_size", "16", *arguments)
+        again.settings = again._settings()
+        _claim_run(again, "auto")
+
+    for _ in range(2):
+        claim("--scale.workers", "2")
+    claim("--scale.workers", "4", "--encoder.train.batch_size", "8")
+    with pytest.raises(ValueError, match=r"begun with batches of 32, these workers together take 64: set --encoder"):
+        claim("--scale.workers", "4")
+    with pytest.raises(ValueError, match=r"other settings; use --resume never"):
+        claim("--scale.workers", "2", "--encoder.train.lr", "1e-4")
+
+
 def test_a_parent_that_cannot_be_made_names_the_command_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,31 +142,6 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_happened(
     assert train(job, tiny_yaml, root).weights == trained.weights
 
 
-def test_other_workers_go_on_with_a_run_whose_global_batch_they_keep(
-    trained: Trained,
-    job: Callable[[str], Main],
-    tiny_yaml: Path,
-    studies_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from adamatch_ray.train import fit_adamatch as adamatch
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    root, fitter = fresh(studies_root, tmp_path), adamatch.AdaMatchFitter
-    monkeypatch.setattr(adamatch, "AdaMatchFitter", _dies_once)
-    with pytest.raises(ray.train.TrainingFailedError):
-        train(job, tiny_yaml, root, "--scale.max_failures", "0")
-    monkeypatch.setattr(adamatch, "AdaMatchFitter", fitter)
-    with pytest.raises(ValueError, match=r"begun with batches of 16, these workers together take 32: set --adamatch"):
-        train(job, tiny_yaml, root, "--scale.workers", "2")
-    again = train(job, tiny_yaml, root, "--scale.workers", "2", "--adamatch.train.batch_size", "8")
-    assert again.answer["steps"] == STEPS
-    rows = again.rows("train")
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and rows[:6] == trained.rows("train")[:6]
-    assert all(np.isfinite(row["loss"]) for row in rows)
-
-
 def _may_not_step(settings: Any, worker: Any) -> Any:
     """AdaMatch's fitter where nothing is left to be done."""
     from adamatch_ray.train.fit_adamatch import AdaMatchFitter
