@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ class Bench:
             yield self._check(f"late interaction {name}: gradients against float64", max(errors[2:]), least)
             x, e = patch.to(dtype), word.to(dtype)
             operations = 2.0 * s.images * s.patches * s.dim * int(mask.sum())
-            yield self._timed(f"late interaction {name}: forward", lambda x=x, e=e: late_interaction(x, e, mask),
+            yield self._timed(f"late interaction {name}: forward", partial(late_interaction, x, e, mask),
                               operations)  # fmt: skip
             yield self._timed(f"late interaction {name}: forward and backward",
-                              lambda x=x, e=e: self._passes(x, e, mask, late_interaction), 3 * operations)  # fmt: skip
+                              partial(self._passes, x, e, mask, late_interaction), 3 * operations)  # fmt: skip
 
     def encoder(self) -> Iterator[Row]:
         """A training step of the image encoder under bf16 autocast."""
@@ -148,7 +149,7 @@ class Bench:
         operations = _operations(lambda: model.encode_tokens(image[:1])) * s.encoded
         for half in (False, True):
             name = f"VQ-GAN: encode {s.encoded} images, {'bf16' if half else 'fp32'}"
-            yield self._timed(name, lambda half=half: encode(half), operations)
+            yield self._timed(name, partial(encode, half), operations)
 
     def folded(self) -> Iterator[Row]:
         """Greedy answers of the folded decoder against transformers, in fp32."""
@@ -174,7 +175,7 @@ class Bench:
             def answer(steps: int, prompts: list[list[int]] = prompts) -> list[list[int]]:
                 return backend.complete(prompts, [steps] * len(prompts), range(len(prompts)), plan)
 
-            took = time_in_turns({n: lambda n=n: answer(n) for n in (1, s.steps)}, s.repeats, 1, self._finish)
+            took = time_in_turns({n: partial(answer, n) for n in (1, s.steps)}, s.repeats, 1, self._finish)
             seconds = took[s.steps].wall_s - took[1].wall_s  # without reading the prompts
             cache = 4 * s.layers * s.hidden * (s.prompt + s.steps / 2) * batch
             yield row(f"decoding, batch {batch}", "tokens a second", batch * (s.steps - 1) / seconds,
@@ -216,8 +217,8 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         took = time_in_turns({name: call}, repeats or self.sizes.repeats, warm_up=1, finish=self._finish)[name].wall_s
-        memory = {"memory_mb": (torch.cuda.max_memory_allocated() - before) / 1e6} if self.gpu else {}
-        return row(name, "s", took, operations / self.peak, operations=operations, **memory)
+        more: dict[str, Any] = {"memory_mb": (torch.cuda.max_memory_allocated() - before) / 1e6} if self.gpu else {}
+        return row(name, "s", took, operations / self.peak, operations=operations, **more)
 
     def _check(self, name: str, error: float, most: float) -> Row:
         return row(name, "error", error, None, most=most, holds=error <= most)
