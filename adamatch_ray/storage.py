@@ -56,10 +56,19 @@ class Root:
     def borrowed(self) -> dict[str, str]:
         """The roots of the stages that are another root's (`jobs/borrow.py`), by name."""
         try:
-            found: dict[str, str] = json.loads(self.files.cat_file(f"{self.path}/{BORROWED}"))
-        except FileNotFoundError:
+            found: dict[str, str] = json.loads(self.read(BORROWED))
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         return found
+
+    def read(self, name: str) -> bytes:
+        """The content of a file by its path within the root. Raises OSError, one line, whatever was in the way."""
+        try:
+            return bytes(self.files.cat_file(f"{self.path}/{name}"))
+        except OSError:
+            raise
+        except Exception as error:  # the S3 client's own, such as no credentials: the user's to mend
+            raise OSError(f"{self.uri}: {error}") from error
 
     def borrow(self, stages: Mapping[str, str]) -> None:
         """From now on, read these stages where they are."""
@@ -168,9 +177,9 @@ class Stage:
         Raises FileNotFoundError, OSError where storage is out of reach, and ValueError when the file is damaged.
         """
         if name in (MANIFEST, LEASE):
-            return self._read(name)
+            return self.root.read(f"{self.name}/{name}")
         with self._checked(name):
-            data = self._read(name)
+            data = self.root.read(f"{self.name}/{name}")
         self._compare(name, hashlib.sha256(data).hexdigest)
         return data
 
@@ -246,14 +255,6 @@ class Stage:
                 self.remove(name)
         self.remove(MANIFEST)
         self._digests = None
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return bytes(self.files.cat_file(f"{self.path}/{name}"))
-        except OSError:
-            raise
-        except Exception as error:  # the S3 client's own, such as no credentials: the user's to mend
-            raise OSError(f"{self.uri}: {error}") from error
 
     def _said(self) -> dict[str, str]:
         """The digests of the manifest, which is read once."""

@@ -70,7 +70,7 @@ def test_sizes_come_from_a_local_folder(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     model = counting.language_model(LLMConfig(name_or_path=str(tmp_path)), 10)
     assert (model.shape.vocab_size, model.shape.num_hidden_layers, model.shape.hidden_size) == (100, 3, 16)
-    with pytest.raises(ValueError, match=r"sizes of .*nowhere are not known here; name a local folder"):
+    with pytest.raises(ValueError, match=r"sizes of .*nowhere are not known here; name a local or s3:// folder"):
         counting.known_config(str(tmp_path / "nowhere"))
 
 

@@ -163,7 +163,7 @@ def test_no_credentials_is_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch
     job = [sys.executable, str(REPOSITORY / "jobs" / "prepare_data.py"), "--root", "s3://bucket/run"]
     done = subprocess.run(job, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: s3://bucket/run/studies: Unable to locate credentials"
+    assert done.stderr.strip() == "error: s3://bucket/run: Unable to locate credentials"
 
 
 def write_studies(config: DataConfig, root: str) -> None:
