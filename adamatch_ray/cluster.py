@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+DEVICE_VARIABLE = "ADAMATCH_DEVICE"
+
 _logger = logging.getLogger(__name__)
 
 _QUIET = {
@@ -56,7 +58,7 @@ def actors(scale: "ScaleConfig") -> int:
 
 def device_of(scale: "ScaleConfig") -> str:
     """The torch device of a worker's models. ADAMATCH_DEVICE=cpu rehearses a run with GPUs where there are none."""
-    return os.environ.get("ADAMATCH_DEVICE", "cuda") if scale.gpu else "cpu"
+    return os.environ.get(DEVICE_VARIABLE, "cuda") if scale.gpu else "cpu"
 
 
 def on_device(scale: "ScaleConfig", work: Callable[[str], Result]) -> Result:

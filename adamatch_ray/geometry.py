@@ -104,8 +104,12 @@ def place_of(box: Sequence[float], height: int, width: int) -> str:
     The patient's right is on the left of the image. What lies in the middle is "midline".
     """
     x, y = (box[0] + box[2]) / (2 * width), (box[1] + box[3]) / (2 * height)
-    side = "midline" if abs(x - 0.5) < MIDLINE else "right" if x < 0.5 else "left"
-    return f"{side} {'upper' if y < ZONES[0] else 'mid' if y < ZONES[1] else 'lower'}"
+    return f"{side_of(x)} {'upper' if y < ZONES[0] else 'mid' if y < ZONES[1] else 'lower'}"
+
+
+def side_of(across: float) -> str:
+    """One of `SIDES`: that of a place so far across a frontal X-ray, as a share of its width from the left edge."""
+    return "midline" if abs(across - 0.5) < MIDLINE else "right" if across < 0.5 else "left"
 
 
 def box_iou(boxes_A4: Boxes, boxes_B4: Boxes) -> NDArray[np.float64]:

@@ -273,6 +273,12 @@ class GenerationSettings:
         "auto", "auto: folded weights (a second copy) on a CPU where the model is GPT-NeoX"
     )
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides an answer: all but the batch size, so that a run may go on with smaller batches."""
+        values = {item.name: getattr(self, item.name) for item in fields(GenerationSettings)}
+        del values["batch_size"]
+        return values
+
 
 def to_json(config: Any, kind: type | None = None) -> str:
     """A configuration as the text of a `config.json`; only the fields of `kind`, when `config` is a subclass of it."""

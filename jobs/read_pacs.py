@@ -21,10 +21,11 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Ask what the archive has, read what is unread on a pool of actors, store as it is made."""
     command = parse_command_line(arguments, __doc__ or "")
     config, root, started = command.config, Root(command.root), time.monotonic()
-    options, device = config.pacs, "cuda" if config.scale.gpu else "cpu"
+    options = config.pacs
     if not options.url or not options.day:
         raise ValueError("say where and when: --pacs.url https://…/dicom-web --pacs.day YYYYMMDD")
     version = _version(config, root)
+    from adamatch_ray.cluster import device_of
     from adamatch_ray.hospital.archive import Archive
     from adamatch_ray.pipeline.archived import ArchiveReader, ReadingOrder, list_xrays
     from adamatch_ray.shards import spread
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     maker = partial(
         ArchiveReader,
         command.root,
-        device,
+        device_of(config.scale),
         config.generate,
         url=options.url,
         seed=config.generate.seed,
@@ -59,19 +60,15 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _version(config: "RunConfig", root: Root) -> str:
     """Identity of what would be written of an X-ray: of the models, of how they are used, and of this program."""
-    from dataclasses import fields
-
     from adamatch_ray import __version__
-    from adamatch_ray.model_config import GenerationSettings
     from adamatch_ray.shards import identity_of
 
     models = {
         name: root.stage(name).require().fingerprint for name in ("adamatch", "codebooks", "vqgan", "tokens", "llm")
     }
     place = root.stage("place").manifest()
-    settings = {item.name: getattr(config.generate, item.name) for item in fields(GenerationSettings)}
-    del settings["batch_size"]
-    return identity_of(models, place and place.fingerprint, settings, config.generate.seed, __version__)[:12]
+    options = config.generate
+    return identity_of(models, place and place.fingerprint, options.deciding(), options.seed, __version__)[:12]
 
 
 if __name__ == "__main__":

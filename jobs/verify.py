@@ -3,6 +3,7 @@
 Read every file of a root's finished stages and compare it with what its manifest says; exit 1 if one differs.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from adamatch_ray.storage import Root
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Print a line a stage and one for each file that is lost or damaged; SystemExit 1 where there is one."""
-    command = parse_command_line(arguments, __doc__ or "")
+    command, started = parse_command_line(arguments, __doc__ or ""), time.monotonic()
     from adamatch_ray.shards import Progress
 
     stages = [Root(command.root).stage(name) for name in STAGES]
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     print("\n".join(wrong), end="\n" if wrong else "")
     if wrong:
         raise SystemExit(1)
-    return {"stage": "verify", "status": "done", "output": command.root, "seconds": 0.0,
+    return {"stage": "verify", "status": "done", "output": command.root,
+            "seconds": round(time.monotonic() - started, 1),
             "stages": len(found), "files": files, "bytes": read}  # fmt: skip
 
 

@@ -57,6 +57,11 @@ class Fact(NamedTuple):
     zone: str = ""
     size: str = ""
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Its sides one by one; none where it has none."""
+        return {"both": ("left", "right"), "": ()}.get(self.side, (self.side,))
+
 
 class Facts(NamedTuple):
     """What a report says is there, and which findings it denies."""
@@ -72,8 +77,7 @@ class Facts(NamedTuple):
     @property
     def sided(self) -> frozenset[tuple[str, str]]:
         """Findings that are there with the sides they are on; those without a side are left out."""
-        both = {"both": ("left", "right"), "": ()}
-        return frozenset((f.finding, side) for f in self.present for side in both.get(f.side, (f.side,)))
+        return frozenset((fact.finding, side) for fact in self.present for side in fact.sides)
 
 
 class FactScores(NamedTuple):
@@ -124,7 +128,7 @@ def spell_facts(report: str) -> list[str]:
     spelled = [
         " ".join(word for word in (fact.finding, side, fact.zone, fact.size) if word)
         for fact in facts
-        for side in ({"both": ("left", "right")}.get(fact.side, (fact.side,)))
+        for side in fact.sides or ("",)
     ]
     return sorted(spelled)
 

@@ -132,16 +132,20 @@ class GenerationEngine:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_name: str | Path, device: str = "cpu", settings: GenerationSettings | None = None
+        cls,
+        folder_or_name: str | Path,
+        device: str = "cpu",
+        settings: GenerationSettings | None = None,
+        instructions: InstructionConfig | None = None,
     ) -> "GenerationEngine":
-        """The language model of a model folder or hub name. ValueError where there is none, or no instructions."""
+        """The language model of a model folder or hub name; `instructions` where they are known from elsewhere.
+
+        ValueError where there is no model, or nothing says how its prompts are made.
+        """
         folder = model_folder(folder_or_name)
-        texts = [place / INSTRUCTIONS for place in (folder, folder.parent) if (place / INSTRUCTIONS).is_file()]
-        if not texts:
-            raise ValueError(f"{folder} has no {INSTRUCTIONS}, which says how prompts are made: copy it there")
+        known = instructions or _instructions_beside(folder)
         llm = load_llm(folder, "float32" if device == "cpu" else "auto")  # bf16 is slower than fp32 on most CPUs
-        instructions = from_dict(InstructionConfig, json.loads(texts[0].read_text()))
-        return cls(llm.model, llm.tokenizer, llm.layout, device, settings, instructions)
+        return cls(llm.model, llm.tokenizer, llm.layout, device, settings, known)
 
     def cxr_to_report(self, requests: Sequence[ReportRequest]) -> list[ReportResult]:
         """One result a request, in order. Ids come from the text rows only; the text stops before `### End`.
@@ -242,3 +246,10 @@ class GenerationEngine:
             return not (caller and caller.gone)
 
         return watch
+
+
+def _instructions_beside(folder: Path) -> InstructionConfig:
+    for place in (folder, folder.parent):
+        if (place / INSTRUCTIONS).is_file():
+            return from_dict(InstructionConfig, json.loads((place / INSTRUCTIONS).read_text()))
+    raise ValueError(f"{folder} has no {INSTRUCTIONS}, which says how prompts are made: copy it there")

@@ -11,7 +11,7 @@ from adamatch_ray.engines.generation import GenerationEngine
 from adamatch_ray.engines.image_tokens import ImageTokenizer
 from adamatch_ray.model_config import GenerationSettings, InstructionConfig, PVTConfig, from_dict
 from adamatch_ray.models import place_head
-from adamatch_ray.models.llm import INSTRUCTIONS, load_llm
+from adamatch_ray.models.llm import INSTRUCTIONS
 from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.models.pvt import PyramidVisionTransformer
 from adamatch_ray.models.vqgan import VQGAN
@@ -72,6 +72,5 @@ def load_generation(root: Root, device: str = "cpu", settings: GenerationSetting
     """The language model with the instructions it was tuned on."""
     stage = root.stage("llm")
     stage.require()
-    with stage.local("model") as folder:  # bf16 is slower than fp32 on most CPUs
-        llm = load_llm(folder, "float32" if device == "cpu" else "auto")
-    return GenerationEngine(llm.model, llm.tokenizer, llm.layout, device, settings, load_instructions(root))
+    with stage.local("model") as folder:
+        return GenerationEngine.from_pretrained(folder, device, settings, load_instructions(root))

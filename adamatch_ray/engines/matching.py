@@ -5,6 +5,7 @@ one, where the model has it). Nothing is changed by a call, so threads may share
 """
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from threading import Lock
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from adamatch_ray.engines.embedding import Embedder, ReportWord, whole_words
 from adamatch_ray.engines.loader import load_embedder, load_place_head
 from adamatch_ray.engines.placing import Phrase, Placer, Sight
 from adamatch_ray.engines.regions import Box, Region
-from adamatch_ray.geometry import MIDLINE, CanvasImage, box_iou, place_of
+from adamatch_ray.geometry import CanvasImage, box_iou, place_of, side_of
 from adamatch_ray.models.place_head import PlaceHead
 from adamatch_ray.storage import Root
 
@@ -215,13 +216,18 @@ class MatchingEngine:
             answers.append(kept[:count])
         return answers
 
+    @cached_property
+    def _entry_sides(self) -> NDArray[np.str_]:
+        """The side of the X-ray that each entry [K] of the visual codebook lies on."""
+        assert self.visual is not None
+        columns = (self.visual.table[name].to_pylist() for name in ("x0", "x1", "width"))
+        return np.array([side_of((x0 + x1) / (2 * width)) for x0, x1, width in zip(*columns, strict=True)])
+
     def _on_side(self, sides: Sequence[str]) -> Tensor:
         """Which entries [N, K] of the visual codebook may stand for words on these sides."""
-        assert self.visual is not None
-        x0_K, x1_K, width_K = (self.visual.table[name].to_numpy() for name in ("x0", "x1", "width"))
-        across_K = torch.from_numpy((x0_K + x1_K) / (2 * width_K) - 0.5)
-        of_side = {"right": across_K <= -MIDLINE, "left": across_K >= MIDLINE}
-        return torch.stack([of_side.get(side, torch.ones_like(across_K, dtype=torch.bool)) for side in sides])
+        anywhere = np.ones(len(self._entry_sides), dtype=bool)
+        allowed = [self._entry_sides == side if side in ("left", "right") else anywhere for side in sides]
+        return torch.from_numpy(np.stack(allowed))
 
     @torch.inference_mode()
     def match(self, images: Sequence[CanvasImage], reports: Sequence[str]) -> list[Match]:

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -91,9 +91,7 @@ class ShardGenerator:
         return MadeShard(shard.file, len(rows), reused=False, counts=statuses, seconds=seconds)
 
     def _identity(self, shard: GenerationShard) -> str:
-        settings = {item.name: getattr(self.settings, item.name) for item in fields(GenerationSettings)}
-        del settings["batch_size"]  # a run that met its memory's limit goes on with smaller batches
-        return identity_of(json.dumps(asdict(shard)), self.versions, settings, self.cycle, self.seed)
+        return identity_of(json.dumps(asdict(shard)), self.versions, self.settings.deciding(), self.cycle, self.seed)
 
 
 def _count(statuses: Iterable[str]) -> dict[str, int]:

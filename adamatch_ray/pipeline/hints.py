@@ -52,7 +52,8 @@ class HintCache:
         parents = [stages.stage(name).require().fingerprint for name in ("studies", "adamatch", "codebooks")]
         self.keywords, self.keypatches = max(keywords, KEYWORDS), max(keypatches, KEYPATCHES)
         self.groups, self.least, self.keypatch_sides = tuple(groups), least, keypatch_sides
-        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups, least, *["sided"] * keypatch_sides]
+        self.maker = [*parents, self.keywords, self.keypatches, SPARE, self.groups, least]
+        self.maker += ["sided"] if keypatch_sides else []  # else known as before there was this setting
         self.engine = MatchingEngine.load(stages, device)
         self.batch_size = batch_size
 

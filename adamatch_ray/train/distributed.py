@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adamatch_ray.cluster import DEVICE_VARIABLE
 from adamatch_ray.losses.contrastive import Gather, identity
 
 
@@ -63,7 +64,7 @@ def current_worker(precision: str, threads: int = 0) -> Worker:
     import ray.train.torch
 
     context = ray.train.get_context()
-    rehearsed = os.environ.get("ADAMATCH_DEVICE")  # see `cluster.device_of`
+    rehearsed = os.environ.get(DEVICE_VARIABLE)  # see `cluster.device_of`
     device = torch.device(rehearsed) if rehearsed else ray.train.torch.get_device()
     if device.type == "cpu":  # Ray gives a worker the threads of its reserved CPUs, which here are for bookkeeping
         torch.set_num_threads(threads or max(1, _cores() // context.get_local_world_size()))
